@@ -1,0 +1,3 @@
+module casty
+
+go 1.25

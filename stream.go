@@ -1,0 +1,914 @@
+package casty
+
+// A stream is two actors, one at each end, that tell each other this:
+//
+//	Subscribe{Consumer, From, Demand}          →  send me elements from position From, up to position Demand
+//	StreamDemand{Consumer, Received, Demand}   →  I hold everything before Received; send up to Demand
+//	StreamCancel{Consumer}                     →  I want no more
+//	←  StreamElement{Seq, Elements}               the elements that start at position Seq
+//	←  StreamCompleted{Seq}                       the stream ends at Seq, which is a position to acknowledge too
+//	←  StreamFailed{Seq, Reason, Refused}         the same, with a reason; or: I refuse you
+//
+// Positions count from 0 for each consumer. They are cumulative, so saying
+// something twice is harmless, and that is the whole of recovery: whoever may
+// not have been heard says it again.
+//
+//   - The producer keeps what it has sent until it is acknowledged.
+//   - The consumer takes exactly the next position. It drops what it has seen,
+//     and at a gap it subscribes again, which rewinds the producer.
+//   - An end whose peer is unreachable repeats itself with a growing pause.
+//     The consumer gives up after a while; the producer never does.
+//   - A consumer that hears nothing repeats its demand, once per heartbeat. A
+//     demand that says nothing new is a question, "where are you?", which the
+//     producer answers with an empty StreamElement: behind everything that it
+//     has sent, so that a loss shows as a gap.
+//   - The producer stops when its end is acknowledged. The consumer stays
+//     until the producer has stopped, in case its last word was lost.
+//
+// The code below knows nothing of networks.
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"math"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// StreamProducerMsg is what a stream producer's mailbox takes.
+type StreamProducerMsg[E any] interface{ producerMsg(E) }
+
+// StreamConsumerMsg is what a stream consumer's mailbox takes.
+type StreamConsumerMsg[E any] interface{ consumerMsg(E) }
+
+// From the consumer to its producer.
+type (
+	Subscribe[E any] struct {
+		Consumer     ActorRef[StreamConsumerMsg[E]]
+		From, Demand uint64
+	}
+	StreamDemand[E any] struct {
+		Consumer         ActorRef[StreamConsumerMsg[E]]
+		Received, Demand uint64
+	}
+	StreamCancel[E any] struct {
+		Consumer ActorRef[StreamConsumerMsg[E]]
+	}
+)
+
+// From the producer to its consumer.
+type (
+	StreamElement[E any] struct {
+		Seq      uint64
+		Elements []E // whatever was ready: one message for a run of elements costs far less than one for each
+	}
+	StreamCompleted[E any] struct {
+		Seq uint64
+	}
+	StreamFailed[E any] struct {
+		Seq     uint64
+		Reason  string
+		Refused bool
+	}
+)
+
+// From GetSink and GetSource, in the same process.
+type (
+	getSink[E any]   struct{ replyTo ActorRef[*SinkRef[E]] }
+	getSource[E any] struct{ replyTo ActorRef[*SourceRef[E]] }
+)
+
+func (Subscribe[E]) producerMsg(E)       {}
+func (StreamDemand[E]) producerMsg(E)    {}
+func (StreamCancel[E]) producerMsg(E)    {}
+func (getSink[E]) producerMsg(E)         {}
+func (StreamElement[E]) consumerMsg(E)   {}
+func (StreamCompleted[E]) consumerMsg(E) {}
+func (StreamFailed[E]) consumerMsg(E)    {}
+func (getSource[E]) consumerMsg(E)       {}
+
+func learnStream[E any]() error {
+	return learn(Subscribe[E]{}, StreamDemand[E]{}, StreamCancel[E]{},
+		StreamElement[E]{}, StreamCompleted[E]{}, StreamFailed[E]{})
+}
+
+const (
+	maxRun    = 64      // elements in one message
+	maxWindow = 1 << 16 // elements that a producer keeps for a consumer that does not acknowledge them
+)
+
+// What the ends of a stream report. They come wrapped, with the address.
+var (
+	ErrCompleted         = errors.New("the stream has been completed")
+	ErrCancelled         = errors.New("cancelled by the consumer")
+	ErrAlreadySubscribed = errors.New("already subscribed")
+	ErrCannotResume      = errors.New("cannot resume: the producer does not know this consumer")
+	ErrIdle              = errors.New("idle: no element for too long")
+	errNoConsumer        = errors.New("no consumer has subscribed")
+)
+
+// A lifeline is what one end of a stream knows of the other: whether it can
+// be reached, and when to say something again.
+type lifeline struct {
+	heartbeat time.Duration
+	watch     <-chan error // nil once it has fired: the next tick watches, and so dials, again
+	unwatch   context.CancelFunc
+	tick      *time.Timer // once per heartbeat; in trouble, after a growing pause
+	pause     time.Duration
+	hurried   bool
+	lost      time.Time // since when the peer is unreachable; zero: it is not
+	quiet     bool      // nothing has been heard since the last tick
+}
+
+func newLifeline(in Host) lifeline {
+	heartbeat := in.system().config.Heartbeat
+	return lifeline{heartbeat: heartbeat, tick: time.NewTimer(heartbeat), pause: heartbeat, unwatch: func() {}}
+}
+
+// watchOver watches the peer, in place of whom it watched before.
+func watchOver[M, P any](l *lifeline, self *Actor[M], peer ActorRef[P]) {
+	l.unwatch()
+	ctx, cancel := context.WithCancel(self.Context())
+	l.watch, l.unwatch = peer.Watch(ctx, self), cancel
+}
+
+// hears notes a sign of life.
+func (l *lifeline) hears() {
+	l.quiet, l.hurried, l.lost, l.pause = false, false, time.Time{}, l.heartbeat
+}
+
+// loses notes that the peer is unreachable, or still is.
+func (l *lifeline) loses() {
+	l.watch = nil
+	if l.lost.IsZero() {
+		l.lost = time.Now()
+	}
+	l.hurry()
+}
+
+// hurry brings the next tick forward, and lets the pauses grow from there
+// until something is heard.
+func (l *lifeline) hurry() {
+	if !l.hurried {
+		l.hurried, l.pause = true, l.heartbeat/64
+		l.again()
+	}
+}
+
+// again sets the next tick.
+func (l *lifeline) again() {
+	l.tick.Reset(l.pause)
+	l.pause = min(2*l.pause, l.heartbeat)
+}
+
+// A SinkRef puts elements into a stream. It belongs to the process of its
+// producer, and any number of goroutines may use it.
+type SinkRef[E any] struct {
+	producer Address
+	elements chan E        // the buffer; closed at the end of the stream
+	ending   chan struct{} // closed before elements, to release every Put that waits
+	ended    sync.Once     // Complete or Fail has been called
+	mu       sync.RWMutex  // held shared by Put, so that elements is closed only when none is under way
+	cause    error         // Fail's; set before elements is closed
+	stopped  chan struct{} // closed when the producer has stopped
+	err      error         // why; nil after a clean end; set before stopped is closed
+	stopping sync.Once
+	waiting  atomic.Pointer[error] // what the consumer does, if it is what we wait for
+}
+
+// GetSink returns a producer's sink, always the same. It fails with
+// ErrNotLocal for a producer of another process.
+func GetSink[E any](ctx context.Context, in Host, producer ActorRef[StreamProducerMsg[E]]) (*SinkRef[E], error) {
+	if !in.system().local(producer.address) {
+		return nil, fmt.Errorf("casty: get the sink of %v: %w", producer, ErrNotLocal)
+	}
+	return Ask(ctx, in, producer, func(replyTo ActorRef[*SinkRef[E]]) StreamProducerMsg[E] {
+		return getSink[E]{replyTo}
+	})
+}
+
+// Put adds an element to the stream. It blocks while the buffer is full, until
+// a consumer demands elements or ctx ends; the error then says what became of
+// the consumer. It fails after Complete or Fail (ErrCompleted), once the
+// consumer has cancelled (ErrCancelled), and when the producer has stopped.
+// Nil means that the element is in the buffer, not that it has arrived.
+func (s *SinkRef[E]) Put(ctx context.Context, element E) error {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if err := s.over(ctx); err != nil {
+		return s.failed("put to", err)
+	}
+	select {
+	case s.elements <- element: // there is room: a quarter of the price of the select below
+		return nil
+	default:
+	}
+	select {
+	case s.elements <- element:
+		return nil
+	case <-s.ending:
+	case <-s.stopped:
+	case <-ctx.Done():
+	}
+	return s.failed("put to", s.over(ctx))
+}
+
+// Complete ends the stream after everything that was put. It blocks until the
+// consumer has everything, and returns nil then; until ctx ends, and says
+// what became of the consumer; or until the stream ends otherwise, with the
+// errors of Put. Calling it again waits again.
+func (s *SinkRef[E]) Complete(ctx context.Context) error {
+	return s.end(ctx, "complete", nil)
+}
+
+// Fail is Complete with a cause, whose text, up to 1 KiB of it, becomes the
+// last error of the consumer.
+func (s *SinkRef[E]) Fail(ctx context.Context, cause error) error {
+	return s.end(ctx, "fail", cmp.Or(cause, errors.New("failed")))
+}
+
+func (s *SinkRef[E]) end(ctx context.Context, doing string, cause error) error {
+	again := true
+	s.ended.Do(func() {
+		again = false
+		close(s.ending)
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.cause = cause
+		close(s.elements)
+	})
+	if again && (cause != nil || s.cause != nil) {
+		return s.failed(doing, ErrCompleted)
+	}
+	select {
+	case <-s.stopped:
+		if s.err == nil {
+			return nil
+		}
+		return s.failed(doing, s.err)
+	case <-ctx.Done():
+		return s.failed(doing, s.late(ctx))
+	}
+}
+
+// over is why nothing more can be put: nil, if it can.
+func (s *SinkRef[E]) over(ctx context.Context) error {
+	select {
+	case <-s.stopped:
+		return cmp.Or(s.err, ErrCompleted)
+	case <-s.ending:
+		return ErrCompleted
+	case <-ctx.Done():
+		return s.late(ctx)
+	default:
+		return nil
+	}
+}
+
+// late is ctx's error and, if it was the consumer that kept us waiting, why.
+func (s *SinkRef[E]) late(ctx context.Context) error {
+	if waiting := s.waiting.Load(); waiting != nil {
+		return fmt.Errorf("%w: %w", context.Cause(ctx), *waiting)
+	}
+	return context.Cause(ctx)
+}
+
+func (s *SinkRef[E]) failed(doing string, err error) error {
+	return fmt.Errorf("casty: %s %v: %w", doing, s.producer, err)
+}
+
+func (s *SinkRef[E]) stop(err error) {
+	s.stopping.Do(func() {
+		s.err = err
+		close(s.stopped)
+	})
+}
+
+// StreamProducer is the behaviour of a stream's source end. It takes what is
+// put into its sink, keeps up to buffer elements until someone subscribes, and
+// stops when its consumer has everything or has cancelled.
+//
+// It never sends an element that was not demanded (Reactive Streams, rule
+// 1.1), and serves one consumer at a time. When that one has died or cannot
+// be reached, another may subscribe, and is sent all that was not
+// acknowledged, from position 0.
+func StreamProducer[E any](buffer int) Behavior[StreamProducerMsg[E]] {
+	err := learnStream[E]()
+	return func(self *Actor[StreamProducerMsg[E]]) {
+		if err != nil {
+			panic(err)
+		}
+		p := &producer[E]{self: self, lifeline: newLifeline(self), maxRun: maxRun, err: ErrStopped, sink: &SinkRef[E]{
+			producer: self.address,
+			elements: make(chan E, max(buffer, 0)),
+			ending:   make(chan struct{}),
+			stopped:  make(chan struct{}),
+		}}
+		p.waitsFor(errNoConsumer)
+		defer func() { p.sink.stop(p.err) }()
+		p.run()
+	}
+}
+
+// A producer's fields are owned by its actor's goroutine.
+type producer[E any] struct {
+	self *Actor[StreamProducerMsg[E]]
+	sink *SinkRef[E]
+	lifeline
+
+	consumer ActorRef[StreamConsumerMsg[E]] // zero: none is attached
+	demand   uint64                         // send nothing at or past this position
+	acked    uint64                         // the consumer has everything before this one
+	cursor   uint64                         // the next to send
+	unacked  []E                            // from acked on; bounded by maxWindow, and the buffer at the end
+	maxRun   int                            // elements in a message; less once that many proved too large
+	asked    bool                           // the consumer waits for an answer
+	stalled  bool                           // the last message did not go out: try again at the next tick
+
+	ending bool  // the sink is closed: take what its buffer still holds, demanded or not
+	ended  bool  // and has been emptied: the stream ends at next()
+	cause  error // of a failure
+	over   bool
+	err    error // for the sink, when over
+}
+
+// next is the position after the last element taken from the sink.
+func (p *producer[E]) next() uint64 { return p.acked + uint64(len(p.unacked)) }
+
+func (p *producer[E]) run() {
+	for !p.over {
+		p.send()
+		elements, ending := p.sink.elements, p.sink.ending
+		if p.next() >= p.demand && !p.ending || p.ended {
+			elements = nil // no demand: a nil channel never fires, and the sink fills up
+		}
+		if p.ending {
+			ending = nil
+		}
+		select {
+		case element, open := <-elements:
+			p.take(element, open)
+		case <-ending:
+			p.ending = true // completion needs no demand
+		case msg := <-p.self.Mailbox():
+			p.hear(msg)
+		case err := <-p.watch:
+			p.lose(err)
+		case <-p.tick.C:
+			p.retry()
+		case err := <-p.self.mistaken:
+			if !p.attached() {
+				p.end(err)
+			}
+		case <-p.self.Done():
+			return
+		}
+	}
+}
+
+// end is the last thing to happen to a producer.
+func (p *producer[E]) end(err error) { p.over, p.err = true, err }
+
+// take adds an element, and all others that are ready and demanded, so that
+// they travel in one message.
+func (p *producer[E]) take(element E, open bool) {
+	for n := 1; open; n++ {
+		p.unacked = append(p.unacked, element)
+		if n == p.maxRun || p.next() >= p.demand && !p.ending {
+			return
+		}
+		select {
+		case element, open = <-p.sink.elements:
+		default:
+			return
+		}
+	}
+	p.ended = true
+	p.cause = cmp.Or(p.cause, p.sink.cause)
+}
+
+// send tells the consumer all that it may have and has not been sent.
+func (p *producer[E]) send() {
+	for p.attached() && !p.stalled && p.cursor < min(p.next(), p.demand) {
+		run := p.unacked[p.cursor-p.acked:]
+		run = run[:min(uint64(len(run)), uint64(p.maxRun), p.demand-p.cursor)]
+		err := p.tell(StreamElement[E]{p.cursor, run})
+		switch {
+		case err == nil:
+			p.cursor += uint64(len(run))
+		case p.stalled:
+		case len(run) > 1:
+			p.maxRun = len(run) / 2 // too large together, or one of them is at fault: find it
+		default:
+			p.fail(err)
+		}
+	}
+	if p.attached() && !p.stalled && p.ended && p.cursor == p.next() && p.tell(p.last()) == nil {
+		p.cursor++
+	}
+	if p.attached() && !p.stalled && p.asked {
+		p.asked = p.tell(StreamElement[E]{Seq: p.cursor}) != nil
+	}
+}
+
+// tell tells the consumer, or stalls until the next tick: its connection is
+// full or gone, or its mailbox full.
+func (p *producer[E]) tell(msg StreamConsumerMsg[E]) error {
+	err := p.consumer.tell(p.self, msg)
+	if err != nil && !errors.Is(err, ErrUnsendable) {
+		p.stalled = true
+		p.hurry()
+	}
+	return err
+}
+
+func (p *producer[E]) last() StreamConsumerMsg[E] {
+	if p.cause == nil {
+		return StreamCompleted[E]{p.next()}
+	}
+	reason := p.cause.Error()
+	return StreamFailed[E]{Seq: p.next(), Reason: reason[:min(len(reason), 1024)]}
+}
+
+// fail ends the stream before the element at cursor, which cannot be sent.
+func (p *producer[E]) fail(err error) {
+	p.unacked = p.unacked[:p.cursor-p.acked]
+	p.ending, p.ended, p.cause = true, true, err
+	p.sink.stop(err)
+}
+
+func (p *producer[E]) hear(msg StreamProducerMsg[E]) {
+	switch m := msg.(type) {
+	case getSink[E]:
+		m.replyTo.Tell(p.self, p.sink)
+	case Subscribe[E]:
+		p.subscribe(m)
+	case StreamDemand[E]:
+		if p.heard(m.Consumer) {
+			p.asked = !p.allow(m.Received, m.Demand)
+		}
+	case StreamCancel[E]:
+		if p.heard(m.Consumer) {
+			p.end(ErrCancelled)
+		}
+	}
+}
+
+func (p *producer[E]) attached() bool { return p.consumer != (ActorRef[StreamConsumerMsg[E]]{}) }
+
+// heard says whether it is our consumer that speaks; nobody else has a say.
+func (p *producer[E]) heard(from ActorRef[StreamConsumerMsg[E]]) bool {
+	if !p.attached() || from != p.consumer {
+		return false
+	}
+	p.hears()
+	p.stalled = false
+	p.sink.waiting.Store(nil)
+	return true
+}
+
+func (p *producer[E]) subscribe(m Subscribe[E]) {
+	switch {
+	case m.Consumer == (ActorRef[StreamConsumerMsg[E]]{}):
+		return
+	case p.heard(m.Consumer):
+		if m.From < p.acked || m.From > p.limit() {
+			return // it is late: the consumer has since acknowledged more; or it is nonsense
+		}
+		p.cursor = m.From // the consumer has missed something: rewind
+	case p.attached() && p.lost.IsZero():
+		m.Consumer.Tell(p.self, StreamFailed[E]{Reason: ErrAlreadySubscribed.Error(), Refused: true})
+		return
+	case m.From > 0:
+		m.Consumer.Tell(p.self, StreamFailed[E]{Reason: ErrCannotResume.Error(), Refused: true})
+		return
+	default:
+		p.consumer, p.demand, p.acked, p.cursor = m.Consumer, 0, 0, 0
+		p.heard(m.Consumer)
+		watchOver(&p.lifeline, p.self, p.consumer)
+	}
+	p.allow(m.From, m.Demand)
+	p.asked = true
+}
+
+// limit is the highest position that a consumer can have received.
+func (p *producer[E]) limit() uint64 {
+	if p.ended {
+		return p.next() + 1
+	}
+	return p.next()
+}
+
+// allow notes what the consumer has and wants, and says whether that was news.
+func (p *producer[E]) allow(received, demand uint64) (news bool) {
+	if received > p.limit() {
+		return true // nonsense, and no question
+	}
+	if received > p.acked {
+		news = true
+		if received > p.next() {
+			p.end(nil) // it has the end itself
+			return true
+		}
+		p.unacked = p.unacked[received-p.acked:]
+		p.acked = received
+		p.cursor = max(p.cursor, received)
+	}
+	if demand = min(demand, p.acked+maxWindow); demand > p.demand {
+		news = true
+		p.demand = demand
+	}
+	return news
+}
+
+// lose is about a consumer that is unreachable, or has stopped: then it is no
+// longer ours, and we keep what it did not acknowledge for the next one.
+func (p *producer[E]) lose(err error) {
+	p.waitsFor(fmt.Errorf("the consumer %v is lost: %w", p.consumer, err))
+	p.loses()
+	if !errors.Is(err, ErrUnreachable) {
+		p.unwatch()
+		p.consumer = ActorRef[StreamConsumerMsg[E]]{}
+		p.demand = 0
+	}
+}
+
+// waitsFor notes what the callers of the sink are waiting for.
+func (p *producer[E]) waitsFor(err error) { p.sink.waiting.Store(&err) }
+
+// retry is what happens at a tick: what may not have arrived is said again.
+func (p *producer[E]) retry() {
+	p.again()
+	p.stalled = false
+	if p.attached() && p.watch == nil {
+		watchOver(&p.lifeline, p.self, p.consumer)
+		p.cursor = p.acked
+	}
+}
+
+// A StreamOption changes a setting of a StreamConsumer.
+type StreamOption func(*streamOptions)
+
+type streamOptions struct {
+	window      int
+	idle        time.Duration
+	peerTimeout time.Duration
+}
+
+// Window sets how many elements the consumer has room for, from 1 to 65536.
+// The default is 256.
+func Window(elements int) StreamOption {
+	return func(o *streamOptions) { o.window = min(max(elements, 1), maxWindow) }
+}
+
+// IdleTimeout ends the stream, with ErrIdle, when the consumer has waited that
+// long for an element. The default is to wait without limit: a producer that
+// has died or cannot be reached is noticed anyway.
+func IdleTimeout(d time.Duration) StreamOption {
+	return func(o *streamOptions) { o.idle = d }
+}
+
+// PeerTimeout sets how long the consumer waits for a producer that has become
+// unreachable. The default is 30s.
+func PeerTimeout(d time.Duration) StreamOption {
+	return func(o *streamOptions) { o.peerTimeout = d }
+}
+
+// A SourceRef takes elements out of a stream. It belongs to the process of
+// its consumer.
+type SourceRef[E any] struct {
+	producer ActorRef[StreamProducerMsg[E]]
+	idle     time.Duration
+	step     uint64
+	runs     chan []E      // closed at the end; as large as the window, so that the consumer never blocks on it
+	err      error         // why it ended; nil if completed; set before runs is closed
+	consumed atomic.Uint64 // elements taken by All
+	taken    chan struct{} // tells the consumer that consumed has grown by step
+	leaving  sync.Once
+	left     chan struct{} // closed when the user wants no more
+}
+
+// GetSource returns a consumer's source, always the same; the consumer
+// subscribes when it is first asked for. It fails with ErrNotLocal for a
+// consumer of another process.
+func GetSource[E any](ctx context.Context, in Host, consumer ActorRef[StreamConsumerMsg[E]]) (*SourceRef[E], error) {
+	if !in.system().local(consumer.address) {
+		return nil, fmt.Errorf("casty: get the source of %v: %w", consumer, ErrNotLocal)
+	}
+	return Ask(ctx, in, consumer, func(replyTo ActorRef[*SourceRef[E]]) StreamConsumerMsg[E] {
+		return getSource[E]{replyTo}
+	})
+}
+
+// All ranges over the elements, blocking for each. It ends without an error
+// only when the stream was completed and everything has arrived; otherwise
+// the last pair carries the error: the producer failed or stopped, is
+// unreachable (ErrUnreachable) or idle (ErrIdle), has another consumer
+// (ErrAlreadySubscribed), or ctx ended.
+//
+// Leaving the loop early, by break, return or panic, cancels the stream, and
+// so does the end of ctx. An element counts as consumed, and makes room for
+// another, once the loop asks for the next.
+func (s *SourceRef[E]) All(ctx context.Context) iter.Seq2[E, error] {
+	return func(yield func(E, error) bool) {
+		defer s.leave() // harmless if the stream has ended by itself
+		for {
+			run, err := s.next(ctx)
+			if err != nil {
+				var none E
+				yield(none, err)
+			}
+			if run == nil {
+				return
+			}
+			for _, element := range run {
+				if !yield(element, nil) {
+					return
+				}
+				s.consume()
+			}
+		}
+	}
+}
+
+// next waits for elements; there are none, and perhaps an error, at the end.
+func (s *SourceRef[E]) next(ctx context.Context) ([]E, error) {
+	var idle <-chan time.Time
+	if s.idle > 0 {
+		idle = time.After(s.idle)
+	}
+	if ctx.Err() != nil {
+		return nil, s.failed(context.Cause(ctx))
+	}
+	select {
+	case run, open := <-s.runs:
+		if !open && s.err != nil {
+			return nil, s.err
+		}
+		return run, nil
+	case <-idle:
+		return nil, s.failed(ErrIdle)
+	case <-ctx.Done():
+		return nil, s.failed(context.Cause(ctx))
+	}
+}
+
+func (s *SourceRef[E]) failed(err error) error {
+	return fmt.Errorf("casty: stream from %v: %w", s.producer, err)
+}
+
+func (s *SourceRef[E]) consume() {
+	if s.consumed.Add(1)%s.step == 0 {
+		select {
+		case s.taken <- struct{}{}:
+		default: // it has not yet looked
+		}
+	}
+}
+
+func (s *SourceRef[E]) leave() { s.leaving.Do(func() { close(s.left) }) }
+
+// StreamConsumer is the behaviour of a stream's receiving end. It subscribes
+// to the producer when its source is asked for, and not before; it demands as
+// many elements as its window has room for, and more as they are consumed.
+// It stops after its producer, or when the producer stays unreachable.
+func StreamConsumer[E any](producer ActorRef[StreamProducerMsg[E]], options ...StreamOption) Behavior[StreamConsumerMsg[E]] {
+	err := learnStream[E]()
+	// The default window: large enough that a run of elements is always under
+	// way while another is being consumed, small enough that a window of
+	// 64 KiB elements fits in memory many times.
+	o := streamOptions{window: 256, peerTimeout: 30 * time.Second}
+	for _, option := range options {
+		option(&o)
+	}
+	return func(self *Actor[StreamConsumerMsg[E]]) {
+		if err != nil {
+			panic(err)
+		}
+		c := &consumer[E]{self: self, producer: producer, options: o, lifeline: newLifeline(self), gap: none}
+		c.source = &SourceRef[E]{
+			producer: producer,
+			idle:     o.idle,
+			step:     uint64(max(1, o.window/2)),
+			runs:     make(chan []E, o.window),
+			taken:    make(chan struct{}, 1),
+			left:     make(chan struct{}),
+		}
+		c.left = c.source.left
+		defer func() { c.finish(fmt.Errorf("the consumer has %w", ErrStopped)) }()
+		c.run()
+	}
+}
+
+// A consumer's fields are owned by its actor's goroutine.
+type consumer[E any] struct {
+	self     *Actor[StreamConsumerMsg[E]]
+	producer ActorRef[StreamProducerMsg[E]]
+	source   *SourceRef[E]
+	options  streamOptions
+	lifeline
+
+	left      <-chan struct{} // the source's, until we have seen it closed
+	started   bool            // GetSource has been called
+	answered  bool            // the producer knows us
+	received  uint64          // the next position to take
+	demand    uint64
+	gap       uint64 // the position for which we have subscribed again since the last tick, or none
+	ended     bool   // the source is closed: what remains is to make our last word heard
+	cancelled bool   // and the last word is StreamCancel
+	over      bool
+}
+
+const none = math.MaxUint64 // no position
+
+func (c *consumer[E]) run() {
+	for !c.over {
+		select {
+		case msg := <-c.self.Mailbox():
+			c.hear(msg)
+		case <-c.source.taken:
+			c.replenish()
+		case <-c.left:
+			c.cancel()
+		case err := <-c.watch:
+			c.lose(err)
+		case <-c.tick.C:
+			c.retry()
+		case <-c.self.Done():
+			return
+		}
+	}
+}
+
+// finish ends the source.
+func (c *consumer[E]) finish(err error) {
+	if c.ended {
+		return
+	}
+	c.ended = true
+	if err != nil {
+		c.source.err = c.source.failed(err)
+	}
+	close(c.source.runs)
+}
+
+func (c *consumer[E]) hear(msg StreamConsumerMsg[E]) {
+	if m, local := msg.(getSource[E]); local {
+		m.replyTo.Tell(c.self, c.source)
+		c.start()
+		return
+	}
+	if !c.started {
+		return // nobody can know us
+	}
+	c.hears()
+	c.answered = true
+	switch m := msg.(type) {
+	case StreamElement[E]:
+		c.take(m)
+	case StreamCompleted[E]:
+		c.last(m.Seq, nil)
+	case StreamFailed[E]:
+		if m.Refused {
+			c.finish(reason(m.Reason))
+			c.over = true
+		} else {
+			c.last(m.Seq, reason(m.Reason))
+		}
+	}
+}
+
+// reason makes an error of a text that has crossed the wire.
+func reason(text string) error {
+	for _, known := range []error{ErrAlreadySubscribed, ErrCannotResume} {
+		if text == known.Error() {
+			return known
+		}
+	}
+	return errors.New(text)
+}
+
+func (c *consumer[E]) start() {
+	if !c.started {
+		c.started = true
+		c.demand = uint64(c.options.window)
+		watchOver(&c.lifeline, c.self, c.producer)
+		c.say()
+	}
+}
+
+// say tells the producer where we stand. It can always be said again.
+func (c *consumer[E]) say() {
+	var where StreamProducerMsg[E] = StreamDemand[E]{c.self.Ref(), c.received, c.demand}
+	switch {
+	case c.cancelled:
+		where = StreamCancel[E]{c.self.Ref()}
+	case !c.answered:
+		where = Subscribe[E]{c.self.Ref(), c.received, c.demand}
+	}
+	if c.producer.tell(c.self, where) != nil {
+		c.hurry()
+	}
+}
+
+// take hands on what is new in a run of elements.
+func (c *consumer[E]) take(m StreamElement[E]) {
+	if m.Seq > c.received {
+		c.missed()
+	}
+	if c.ended || m.Seq > c.received || c.received-m.Seq >= uint64(len(m.Elements)) {
+		return
+	}
+	run := m.Elements[c.received-m.Seq:]
+	run = run[:min(uint64(len(run)), c.demand-c.received)] // a producer that sends more than was demanded is on its own
+	if len(run) > 0 {
+		c.source.runs <- run
+		c.received += uint64(len(run))
+	}
+}
+
+// missed subscribes again from the first position that is missing: once per
+// tick, for whatever is still under way shows the same gap.
+func (c *consumer[E]) missed() {
+	if !c.ended && c.gap != c.received {
+		c.gap, c.answered = c.received, false
+		c.say()
+	}
+}
+
+// last takes the end of the stream, and acknowledges it however often it comes.
+func (c *consumer[E]) last(seq uint64, err error) {
+	switch {
+	case seq > c.received:
+		c.missed()
+	case seq == c.received && !c.ended:
+		c.received++
+		c.finish(err)
+		c.say()
+	default:
+		c.say()
+	}
+}
+
+// replenish demands as many elements as have been consumed since.
+func (c *consumer[E]) replenish() {
+	if !c.ended {
+		c.demand = c.source.consumed.Load() + uint64(c.options.window)
+		c.say()
+	}
+}
+
+func (c *consumer[E]) cancel() {
+	c.left = nil
+	if !c.ended {
+		c.cancelled = true
+		c.finish(ErrCancelled)
+		c.say()
+		c.over = !c.started
+	}
+}
+
+// lose is about a producer that is unreachable, or has stopped. All that it
+// said before it stopped is in the mailbox.
+func (c *consumer[E]) lose(err error) {
+	c.loses()
+	if errors.Is(err, ErrUnreachable) {
+		return
+	}
+	for len(c.self.mailbox) > 0 {
+		c.hear(<-c.self.mailbox)
+	}
+	if errors.Is(err, ErrStopped) {
+		err = fmt.Errorf("cannot resume, the producer ended before completion: %w", err)
+	}
+	c.finish(err)
+	c.over = true
+}
+
+// retry is what happens at a tick: what may not have been heard is said again.
+func (c *consumer[E]) retry() {
+	c.again()
+	if !c.started {
+		return
+	}
+	if c.lost.IsZero() && c.ended {
+		c.lost = time.Now() // nobody waits for us, so we wait for the producer no longer than if it were lost
+	}
+	if !c.lost.IsZero() && time.Since(c.lost) >= c.options.peerTimeout {
+		c.finish(fmt.Errorf("%w for %v", ErrUnreachable, c.options.peerTimeout))
+		c.over = true
+		return
+	}
+	if c.watch == nil {
+		watchOver(&c.lifeline, c.self, c.producer)
+		c.answered = false
+	}
+	if c.quiet || c.ended || !c.answered {
+		c.say()
+	}
+	c.quiet, c.gap = true, none
+}
