@@ -524,8 +524,10 @@ func (s *System) watch(target Address, takes string, fire func(error)) (cancel f
 func (s *System) watchUntil(ctx context.Context, target Address, takes string, fire func(error)) {
 	ctx, done := context.WithCancel(ctx)
 	cancel := s.watch(target, takes, func(err error) {
-		fire(err)
-		done()
+		if ctx.Err() == nil {
+			fire(err)
+			done()
+		}
 	})
 	context.AfterFunc(ctx, cancel)
 }
