@@ -303,12 +303,13 @@ func join(cfg Config, host string, listener net.Listener) (*System, error) {
 // A receptionist's fields are owned by its actor's goroutine.
 type receptionist struct {
 	self *Actor[receptionistMsg]
+	tick *time.Timer
 	*directory
 }
 
 func (r *receptionist) run() {
-	tick := time.NewTicker(r.self.in.config.Heartbeat)
-	defer tick.Stop()
+	heartbeat := r.self.in.config.Heartbeat
+	r.tick = time.NewTimer(heartbeat)
 	r.announce()
 	for {
 		select {
@@ -316,7 +317,8 @@ func (r *receptionist) run() {
 			r.hear(msg)
 		case <-r.announced:
 			r.announce()
-		case <-tick.C:
+		case <-r.tick.C:
+			r.tick.Reset(heartbeat)
 			r.expire()
 			r.announce()
 		case <-r.self.Done():
@@ -366,6 +368,7 @@ func (r *receptionist) hear(msg receptionistMsg) {
 		a, _ := r.now()
 		if !known {
 			r.tell(m.From, a)
+			r.tick.Reset(r.self.in.config.Heartbeat / 16) // let the others know: of all who join together, at once
 		}
 		for _, host := range m.Members {
 			if !slices.Contains(a.Members, host) && checkHost(host) == nil && dialable(host) {
