@@ -3,10 +3,13 @@ package casty_test
 // The tests are scenarios, in the order of the files; helpers are at the end.
 
 import (
+	"bufio"
 	"context"
+	"encoding/gob"
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"runtime"
 	"slices"
 	"strings"
@@ -703,6 +706,131 @@ func TestCloseLeavesNoGoroutine(t *testing.T) {
 	}
 }
 
+// Benchmarks: each next to raw gob over one TCP connection, in the same run.
+
+type sample struct {
+	Sensor, Unit string
+	Value        float64
+	At           int64
+}
+
+func reading(i int) sample { return sample{"temp", "°C", 20.5, int64(i)} }
+
+func BenchmarkStream(b *testing.B) {
+	for _, window := range []int{256, 4096} {
+		b.Run(fmt.Sprintf("gob/window=%d", window), func(b *testing.B) { benchmarkGob(b, window, reading) })
+		b.Run(fmt.Sprintf("network/window=%d", window), func(b *testing.B) {
+			a := startNode(b)
+			benchmarkStream(b, a, startNode(b, a.Address()), window, reading)
+		})
+		b.Run(fmt.Sprintf("local/window=%d", window), func(b *testing.B) {
+			system := local(b)
+			benchmarkStream(b, system, system, window, reading)
+		})
+	}
+}
+
+func benchmarkStream[E any](b *testing.B, from, to *casty.System, window int, element func(int) E) {
+	producer := spawn(b, from, "producer", casty.StreamProducer[E](256))
+	sink, err := casty.GetSink(b.Context(), from, producer)
+	if err != nil {
+		b.Fatal(err)
+	}
+	consumer := spawn(b, to, "consumer", casty.StreamConsumer(producer, casty.Window(window)))
+	source, err := casty.GetSource(b.Context(), to, consumer)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.ReportAllocs()
+	b.ResetTimer()
+	completed := make(chan error, 1)
+	go func() {
+		for i := range b.N {
+			if err := sink.Put(b.Context(), element(i)); err != nil {
+				completed <- err
+				return
+			}
+		}
+		completed <- sink.Complete(b.Context())
+	}()
+	n := 0
+	for _, err := range source.All(b.Context()) {
+		if err != nil {
+			b.Fatal(err)
+		}
+		n++
+	}
+	if err := <-completed; err != nil || n != b.N {
+		b.Fatalf("%d of %d elements arrived: %v", n, b.N, err)
+	}
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "elements/s")
+}
+
+type batch[E any] struct{ Elements []E }
+
+// benchmarkGob streams batches of up to 64 under the same window, with an
+// acknowledgement for each half of it, and nothing else.
+func benchmarkGob[E any](b *testing.B, window int, element func(int) E) {
+	here, there := loopback(b)
+	go func() {
+		dec, enc := gob.NewDecoder(there), gob.NewEncoder(there)
+		for got, told := 0, 0; ; {
+			var m batch[E]
+			if dec.Decode(&m) != nil {
+				return
+			}
+			if got += len(m.Elements); got-told >= window/2 || got == b.N {
+				told = got
+				if enc.Encode(got) != nil {
+					return
+				}
+			}
+		}
+	}()
+	b.ReportAllocs()
+	b.ResetTimer()
+	out := bufio.NewWriterSize(here, 64<<10)
+	enc, dec := gob.NewEncoder(out), gob.NewDecoder(here)
+	acked := 0
+	for sent := 0; acked < b.N; {
+		for sent < b.N && sent-acked < window {
+			var m batch[E]
+			for range min(64, b.N-sent, window-(sent-acked)) {
+				m.Elements = append(m.Elements, element(sent))
+				sent++
+			}
+			if err := enc.Encode(m); err != nil {
+				b.Fatal(err)
+			}
+		}
+		if err := out.Flush(); err != nil {
+			b.Fatal(err)
+		}
+		if err := dec.Decode(&acked); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "elements/s")
+}
+
+// loopback returns the two ends of a TCP connection.
+func loopback(t testing.TB) (here, there net.Conn) {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	if here, err = net.Dial("tcp", listener.Addr().String()); err != nil {
+		t.Fatal(err)
+	}
+	if there, err = listener.Accept(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { here.Close(); there.Close() })
+	return here, there
+}
+
 // Helpers.
 
 // A place is where the two ends of something are.
@@ -726,15 +854,15 @@ func places(t *testing.T) []place {
 	}
 }
 
-func logger(t *testing.T) *slog.Logger { return slog.New(slog.NewTextHandler(t.Output(), nil)) }
+func logger(t testing.TB) *slog.Logger { return slog.New(slog.NewTextHandler(t.Output(), nil)) }
 
-func local(t *testing.T) *casty.System {
+func local(t testing.TB) *casty.System {
 	system := casty.NewSystem(casty.Config{Logger: logger(t)})
 	t.Cleanup(func() { system.Close() })
 	return system
 }
 
-func startNode(t *testing.T, seeds ...string) *casty.System {
+func startNode(t testing.TB, seeds ...string) *casty.System {
 	t.Helper()
 	node, err := casty.StartNode(casty.Config{Seeds: seeds, Logger: logger(t)})
 	if err != nil {
@@ -744,7 +872,7 @@ func startNode(t *testing.T, seeds ...string) *casty.System {
 	return node
 }
 
-func connect(t *testing.T, to *casty.System) *casty.System {
+func connect(t testing.TB, to *casty.System) *casty.System {
 	t.Helper()
 	client, err := casty.Connect(t.Context(), casty.Config{Seeds: []string{to.Address()}, Logger: logger(t)})
 	if err != nil {
@@ -755,7 +883,7 @@ func connect(t *testing.T, to *casty.System) *casty.System {
 }
 
 // spawn makes names unique, so that the subtests of a test can share systems.
-func spawn[M any](t *testing.T, in casty.Host, name string, b casty.Behavior[M]) casty.ActorRef[M] {
+func spawn[M any](t testing.TB, in casty.Host, name string, b casty.Behavior[M]) casty.ActorRef[M] {
 	t.Helper()
 	ref, err := casty.Spawn(in, strings.NewReplacer("/", ".").Replace(t.Name())+"-"+name, b)
 	if err != nil {

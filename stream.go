@@ -257,15 +257,23 @@ func (s *SinkRef[E]) end(ctx context.Context, doing string, cause error) error {
 
 // over is why nothing more can be put: nil, if it can.
 func (s *SinkRef[E]) over(ctx context.Context) error {
-	select {
-	case <-s.stopped:
+	switch {
+	case closed(s.stopped):
 		return cmp.Or(s.err, ErrCompleted)
-	case <-s.ending:
+	case closed(s.ending):
 		return ErrCompleted
-	case <-ctx.Done():
+	case ctx.Err() != nil:
 		return s.late(ctx)
+	}
+	return nil
+}
+
+func closed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
 	default:
-		return nil
+		return false
 	}
 }
 
