@@ -4,12 +4,25 @@ package casty_test
 
 import (
 	"bufio"
+	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/binary"
 	"encoding/gob"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
+	"math"
+	"math/big"
 	"net"
+	"os"
+	"path/filepath"
+	"regexp"
 	"runtime"
 	"slices"
 	"strings"
@@ -20,6 +33,65 @@ import (
 
 	"casty"
 )
+
+// The program in the package's comment.
+func Example() {
+	ctx := context.Background()
+	system := casty.NewSystem(casty.Config{})
+	defer system.Close()
+	producer, _ := casty.Spawn(system, "numbers", casty.StreamProducer[int](16))
+	consumer, _ := casty.Spawn(system, "reader", casty.StreamConsumer(producer))
+	go func() {
+		sink, _ := casty.GetSink(ctx, system, producer)
+		for n := range 3 {
+			sink.Put(ctx, n) // blocks while the buffer is full
+		}
+		sink.Complete(ctx) // returns once the consumer has everything
+	}()
+	source, _ := casty.GetSource(ctx, system, consumer)
+	for n, err := range source.All(ctx) {
+		fmt.Println(n, err)
+	}
+	// Output:
+	// 0 <nil>
+	// 1 <nil>
+	// 2 <nil>
+}
+
+// What the documentation shows is an excerpt of code that compiles and runs.
+func TestDocumentationShowsRealCode(t *testing.T) {
+	var code []string // of all files, by line
+	for _, pattern := range []string{"*.go", "cmd/*/*.go"} {
+		files, _ := filepath.Glob(pattern)
+		for _, file := range files {
+			for line := range strings.Lines(read(t, file)) {
+				code = append(code, strings.TrimSpace(line))
+			}
+		}
+	}
+	blocks := 0
+	check := func(file, block string) {
+		var want []string
+		for line := range strings.Lines(strings.TrimSpace(block)) {
+			want = append(want, strings.TrimSpace(line))
+		}
+		for i := range code {
+			if i+len(want) <= len(code) && slices.Equal(code[i:i+len(want)], want) {
+				blocks++
+				return
+			}
+		}
+		t.Errorf("%s shows what is in no file:\n%s", file, block)
+	}
+	for _, block := range regexp.MustCompile("(?s)```go\n(.*?)```").FindAllStringSubmatch(read(t, "README.md"), -1) {
+		check("README.md", block[1])
+	}
+	program := regexp.MustCompile(`(?m)(^//\t.*\n)+`).FindString(read(t, "casty.go")) // the first block in a comment
+	check("casty.go", strings.ReplaceAll(program, "//\t", ""))
+	if blocks < 5 {
+		t.Errorf("only %d blocks were found", blocks)
+	}
+}
 
 // casty.go: actors.
 
@@ -530,6 +602,461 @@ func TestSinkAndSourceAreLocal(t *testing.T) {
 	}
 }
 
+// remote.go: whoever connects, with whatever.
+
+func TestStrangersAreRefused(t *testing.T) {
+	const heartbeat = 20 * time.Millisecond
+	long := binary.BigEndian.AppendUint32(nil, 1<<31|1<<30)
+	for _, c := range []struct {
+		name string
+		say  []byte
+		want string // in the node's log
+	}{
+		{"another system", helloFrame(t, hello{Version: 1, System: "other", Host: "id"}), `system \"other\" is not \"casty\"`},
+		{"another version", helloFrame(t, hello{Version: 2, System: "casty", Host: "id"}), "protocol version 2 is not 1"},
+		{"a bad address", helloFrame(t, hello{Version: 1, System: "casty", Host: "a:b:c"}), "too many colons"},
+		{"an HTTP request", []byte("GET / HTTP/1.1\r\n\r\n"), `not a hello: it begins with \"GET \"`},
+		{"a TLS hello", []byte{0x16, 3, 1, 2, 0, 1, 0, 1}, `not a hello: it begins with`},
+		{"a length above the limit", long, "not a hello"},
+		{"garbage of a good length", append([]byte{0, 0, 0, 8}, "garbage!"...), "not a hello: "},
+		{"half a hello", helloFrame(t, hello{Version: 1, System: "casty", Host: "id"})[:9], "timeout"},
+		{"silence", nil, "timeout"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var log syncBuffer
+			node := startWith(t, casty.Config{Heartbeat: heartbeat, Logger: slog.New(slog.NewTextHandler(&log, nil))})
+			conn := dialRaw(t, node)
+			if _, err := conn.Write(c.say); err != nil {
+				t.Fatal(err)
+			}
+			io.Copy(io.Discard, conn) // until the node closes it
+			if s := log.String(); !strings.Contains(s, c.want) {
+				t.Errorf("the log does not say %s:\n%s", c.want, s)
+			}
+			stillServes(t, node)
+		})
+	}
+}
+
+func TestSlowHelloIsGivenUp(t *testing.T) {
+	node := startWith(t, casty.Config{Heartbeat: 10 * time.Millisecond, Logger: logger(t)})
+	conn := dialRaw(t, node)
+	gone := make(chan struct{})
+	go func() {
+		io.Copy(io.Discard, conn)
+		close(gone)
+	}()
+	for drip := time.NewTicker(5 * time.Millisecond); ; {
+		select {
+		case <-drip.C:
+			conn.Write([]byte{0}) // a length that never ends
+		case <-gone:
+			drip.Stop()
+			stillServes(t, node)
+			return
+		}
+	}
+}
+
+func TestSilentConnectionsDoNotKeepOthersOut(t *testing.T) {
+	node := startWith(t, casty.Config{Heartbeat: 100 * time.Millisecond, Logger: slog.New(slog.DiscardHandler)})
+	before := runtime.NumGoroutine()
+	var silent []net.Conn
+	for range 1000 {
+		silent = append(silent, dialRaw(t, node))
+	}
+	stillServes(t, node)
+	for _, conn := range silent {
+		io.Copy(io.Discard, conn) // until the node closes it
+	}
+	waitForGoroutines(t, before)
+}
+
+// What is wrong with one message costs that message; what is wrong with the
+// connection costs the connection; neither costs the node, or a stream that
+// goes on all the while.
+func TestBadInputCostsLittle(t *testing.T) {
+	type unknown struct{ A, B int }
+	gob.Register(unknown{})
+	for _, c := range []struct {
+		name   string
+		send   func(p *rawPeer)
+		want   string // in the node's log
+		closes bool
+	}{
+		{"an unknown actor", func(p *rawPeer) { p.tell("nobody", double{}) }, "no such actor", false},
+		{"an earlier actor of the name", func(p *rawPeer) { p.tell("doubler#earlier", double{}) }, "no such actor", false},
+		{"a type that does not fit the actor", func(p *rawPeer) { p.tell("doubler", unknown{}) },
+			"wrong type: it takes casty_test.double, not casty_test.unknown", false},
+		{"no message", func(p *rawPeer) { p.tell("doubler", nil) }, "wrong type: it takes casty_test.double, not <nil>", false},
+		{"an unknown type", func(p *rawPeer) {
+			p.frame(bytes.ReplaceAll(p.encode("doubler", unknown{}), []byte("unknown"), []byte("nowhere")))
+		}, `name not registered for interface: \"casty_test.nowhere\"`, false},
+		{"garbage in a frame", func(p *rawPeer) { p.frame([]byte("garbage")) }, "dead letter", false},
+		{"a frame cut short", func(p *rawPeer) { p.frame(p.encode("doubler", double{})[:9]) }, "dead letter", false},
+		{"a length above the limit", func(p *rawPeer) { p.conn.Write([]byte{0x7f, 0xff, 0xff, 0xff}) },
+			"a message of 2147483647 bytes is larger than MaxMessage, 65536", true},
+		{"HTTP after the hello", func(p *rawPeer) { p.conn.Write([]byte("GET / HTTP/1.1\r\n\r\n")) }, "larger than MaxMessage", true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var log syncBuffer
+			node := startWith(t, casty.Config{MaxMessage: 64 << 10,
+				Logger: slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))})
+			goesOn := streamThrough(t, node)
+			if _, err := casty.Spawn(node, "doubler", doubler); err != nil {
+				t.Fatal(err)
+			}
+			p := greet(t, node)
+			before := node.DeadLetters()
+			c.send(p)
+			if c.closes {
+				p.untilClosed()
+			} else {
+				p.answers()
+				if n := node.DeadLetters() - before; n != 1 {
+					t.Errorf("%d dead letters instead of one", n)
+				}
+			}
+			if s := log.String(); !strings.Contains(s, c.want) {
+				t.Errorf("the log does not say %s:\n%s", c.want, s)
+			}
+			goesOn()
+		})
+	}
+}
+
+func TestTooLargeToSend(t *testing.T) {
+	a := startWith(t, casty.Config{MaxMessage: 10_000, Logger: logger(t)})
+	b := startWith(t, casty.Config{Seeds: []string{a.Address()}, MaxMessage: 10_000, Logger: logger(t)})
+	type letter struct{ Text string }
+	got := make(chan int, 10)
+	ref := spawn(t, b, "reader", func(self *casty.Actor[letter]) {
+		for m := range self.Messages() {
+			got <- len(m.Text)
+		}
+	})
+	for _, n := range []int{20_000, 1, 20_000, 20_000, 2} { // the first is the one that describes the type
+		ref.Tell(a, letter{strings.Repeat("x", n)})
+	}
+	for want := 1; want <= 2; want++ {
+		if n := receive(t, got); n != want {
+			t.Fatalf("got a text of %d instead of %d", n, want)
+		}
+	}
+	if n := a.DeadLetters(); n != 3 {
+		t.Errorf("%d dead letters at the sender instead of 3", n)
+	}
+}
+
+// A run of elements that is too large together is sent in parts; an element
+// that is too large by itself ends the stream before it, at both ends.
+func TestElementTooLargeToSend(t *testing.T) {
+	a := startWith(t, casty.Config{MaxMessage: 10_000, Logger: logger(t)})
+	b := startWith(t, casty.Config{Seeds: []string{a.Address()}, MaxMessage: 10_000, Logger: logger(t)})
+	producer := spawn(t, a, "producer", casty.StreamProducer[string](100))
+	sink, err := casty.GetSink(t.Context(), a, producer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 50 {
+		if err := sink.Put(t.Context(), strings.Repeat("x", 1000)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := sink.Put(t.Context(), strings.Repeat("x", 10_000)); err != nil {
+		t.Fatal(err)
+	}
+	consumer := spawn(t, b, "consumer", casty.StreamConsumer(producer))
+	source, err := casty.GetSource(t.Context(), b, consumer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, last := 0, error(nil)
+	for _, err := range source.All(t.Context()) {
+		if last = err; err == nil {
+			n++
+		}
+	}
+	wantError(t, last, nil, "cannot be sent", "more than MaxMessage, 10000")
+	wantError(t, sink.Complete(t.Context()), casty.ErrUnsendable, "casty: complete "+producer.String())
+	if n != 50 {
+		t.Errorf("%d elements arrived instead of the 50 before", n)
+	}
+}
+
+// Two that claim the address of a live node do not get what is sent to it.
+func TestClaimingAnAddressStealsNothing(t *testing.T) {
+	a := startNode(t)
+	b := startNode(t, a.Address())
+	waitForMembers(t, a, a, b)
+	ref := spawn(t, b, "doubler", doubler)
+	thief := dialRaw(t, a)
+	thief.Write(helloFrame(t, hello{Version: 1, System: "casty", Host: b.Address()}))
+	if theirs := readHello(t, thief); theirs.Host != a.Address() {
+		t.Fatal(theirs)
+	}
+	for n := range 10 {
+		if got, err := askDouble(t.Context(), a, ref, n); got != 2*n || err != nil {
+			t.Fatal(got, err)
+		}
+	}
+}
+
+func TestMutualTLS(t *testing.T) {
+	ours, theirs := newAuthority(t), newAuthority(t)
+	good := ours.config(t, time.Hour, "127.0.0.1")
+	for _, c := range []struct {
+		name   string
+		client *tls.Config
+		want   string // in the client's error
+		logged string // by the node
+	}{
+		{"a certificate of ours", ours.config(t, time.Hour, "client"), "", ""},
+		{"none but plain TCP", nil, "not a hello", "reason=\"tls: "},
+		{"no certificate", &tls.Config{RootCAs: ours.pool}, "certificate required", "client didn't provide a certificate"},
+		{"another authority's", &tls.Config{RootCAs: ours.pool, Certificates: theirs.config(t, time.Hour, "client").Certificates},
+			"unknown certificate authority", "unknown authority"},
+		{"an expired one", ours.config(t, -time.Hour, "client"), "expired certificate", "has expired"},
+		{"a node that we do not trust", &tls.Config{RootCAs: theirs.pool, Certificates: good.Certificates},
+			"certificate signed by unknown authority", "bad certificate"},
+		{"a node of another name", &tls.Config{RootCAs: ours.pool, Certificates: good.Certificates, ServerName: "elsewhere"},
+			"wanted to match elsewhere", "bad certificate"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var log syncBuffer
+			node := startWith(t, casty.Config{TLS: good, Logger: slog.New(slog.NewTextHandler(&log, nil))})
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			client, err := casty.Connect(ctx, casty.Config{Seeds: []string{node.Address()}, TLS: c.client, Logger: logger(t)})
+			if c.want == "" && c.logged == "" {
+				if err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() { client.Close() })
+				sink, producer := newSink(t, node, 4)
+				puts := putAll(t, sink, 1000)
+				if got := consume(t, client, producer); !slices.Equal(got, upTo(1000)) {
+					t.Fatal(got)
+				}
+				if err := receive(t, puts.err); err != nil {
+					t.Fatal(err)
+				}
+				return
+			}
+			wantError(t, err, nil, c.want)
+			if s := log.String(); !strings.Contains(s, c.logged) {
+				t.Errorf("the node's log does not say %s:\n%s", c.logged, s)
+			}
+			client, err = casty.Connect(t.Context(), casty.Config{Seeds: []string{node.Address()}, TLS: ours.config(t, time.Hour, "client")})
+			if err != nil {
+				t.Fatal("the node does not go on:", err)
+			}
+			client.Close()
+		})
+	}
+	t.Run("a node that claims another's address", func(t *testing.T) {
+		var log syncBuffer
+		node := startWith(t, casty.Config{TLS: good, Logger: slog.New(slog.NewTextHandler(&log, nil))})
+		conn := tls.Client(dialRaw(t, node), func() *tls.Config {
+			c := ours.config(t, time.Hour, "client")
+			c.ServerName = "127.0.0.1"
+			return c
+		}())
+		conn.Write(helloFrame(t, hello{Version: 1, System: "casty", Host: "127.0.0.1:9"}))
+		if theirs := readHello(t, conn); !strings.Contains(theirs.Refused, "127.0.0.1") {
+			t.Fatal("not refused:", theirs)
+		}
+	})
+}
+
+// Hostile numbers in the protocol. Whatever is said, the stream that is under
+// way is right to its end.
+
+func TestHostileConsumer(t *testing.T) {
+	const most = math.MaxUint64
+	for name, hostile := range map[string]func(me casty.ActorRef[casty.StreamConsumerMsg[int]]) []casty.StreamProducerMsg[int]{
+		"nobody": func(casty.ActorRef[casty.StreamConsumerMsg[int]]) []casty.StreamProducerMsg[int] {
+			return []casty.StreamProducerMsg[int]{casty.Subscribe[int]{}, casty.StreamDemand[int]{Received: 1, Demand: most}, casty.StreamCancel[int]{}}
+		},
+		"not the consumer": func(me casty.ActorRef[casty.StreamConsumerMsg[int]]) []casty.StreamProducerMsg[int] {
+			return []casty.StreamProducerMsg[int]{casty.StreamDemand[int]{Consumer: me, Received: 5, Demand: most}, casty.StreamCancel[int]{Consumer: me}}
+		},
+		"from the middle": func(me casty.ActorRef[casty.StreamConsumerMsg[int]]) []casty.StreamProducerMsg[int] {
+			return []casty.StreamProducerMsg[int]{casty.Subscribe[int]{Consumer: me, From: 7, Demand: 10}, casty.Subscribe[int]{Consumer: me, From: most, Demand: most}}
+		},
+	} {
+		for _, at := range places(t) {
+			t.Run(name+"/"+at.name, func(t *testing.T) {
+				sink, producer := newSink(t, at.producer, 4)
+				puts := putAll(t, sink, 1000)
+				me := spawn(t, at.consumer, "hostile", func(self *casty.Actor[casty.StreamConsumerMsg[int]]) {
+					for range self.Messages() {
+					}
+				})
+				say := func() {
+					for _, msg := range hostile(me) {
+						producer.Tell(at.consumer, msg)
+					}
+				}
+				say()
+				consumer := spawn(t, at.consumer, "consumer", casty.StreamConsumer(producer, casty.Window(3)))
+				var got []int
+				for n, err := range getSource(t, at.consumer, consumer).All(t.Context()) {
+					if err != nil {
+						t.Fatal(err)
+					}
+					if got = append(got, n); n%100 == 0 {
+						say()
+					}
+				}
+				if err := receive(t, puts.err); err != nil || !slices.Equal(got, upTo(1000)) {
+					t.Fatal(len(got), err)
+				}
+			})
+		}
+	}
+}
+
+// The consumer itself talks nonsense: it may lose what it lies about, and
+// neither its producer nor its process suffers.
+func TestLyingConsumer(t *testing.T) {
+	const most = math.MaxUint64
+	system := local(t)
+	sink, producer := newSink(t, system, 4)
+	puts := putAll(t, sink, 100_000)
+	heard := make(chan int, 1<<17)
+	me := spawn(t, system, "liar", func(self *casty.Actor[casty.StreamConsumerMsg[int]]) {
+		for msg := range self.Messages() {
+			if m, ok := msg.(casty.StreamElement[int]); ok {
+				heard <- len(m.Elements)
+			}
+		}
+	})
+	producer.Tell(system, casty.Subscribe[int]{Consumer: me, Demand: most})
+	for _, msg := range []casty.StreamProducerMsg[int]{
+		casty.StreamDemand[int]{Consumer: me, Received: most, Demand: 0},
+		casty.StreamDemand[int]{Consumer: me, Received: most - 1, Demand: most},
+		casty.Subscribe[int]{Consumer: me, From: most, Demand: most},
+		casty.Subscribe[int]{Consumer: me, From: 0, Demand: 1},
+		casty.StreamDemand[int]{Consumer: me},
+	} {
+		producer.Tell(system, msg)
+	}
+	// What it does not acknowledge is bounded, whatever it demands.
+	for len(puts.done) < 1<<16 {
+		runtime.Gosched()
+	}
+	casty.Stop(system, me)
+	if got := consume(t, system, producer); !slices.Equal(got, upTo(100_000)) {
+		t.Fatal(len(got))
+	}
+	if err := receive(t, puts.err); err != nil {
+		t.Fatal(err)
+	}
+	if len(heard) == 0 {
+		t.Error("it got nothing")
+	}
+}
+
+func TestHostileProducer(t *testing.T) {
+	const most = math.MaxUint64
+	type element = casty.StreamElement[int]
+	for _, at := range places(t) {
+		t.Run(at.name, func(t *testing.T) {
+			subscribed := make(chan casty.Subscribe[int], 1)
+			acknowledged := make(chan uint64, 100)
+			producer := spawn(t, at.producer, "producer", func(self *casty.Actor[casty.StreamProducerMsg[int]]) {
+				for msg := range self.Messages() {
+					switch m := msg.(type) {
+					case casty.Subscribe[int]:
+						select {
+						case subscribed <- m:
+						default:
+						}
+					case casty.StreamDemand[int]:
+						acknowledged <- m.Received
+					}
+				}
+			})
+			consumer := spawn(t, at.consumer, "consumer", casty.StreamConsumer(producer, casty.Window(4)))
+			// Before it has subscribed, nobody can know it.
+			consumer.Tell(at.consumer, element{0, []int{7}})
+			consumer.Tell(at.consumer, casty.StreamCompleted[int]{})
+			source := getSource(t, at.consumer, consumer)
+			me := receive(t, subscribed).Consumer
+			for _, msg := range []casty.StreamConsumerMsg[int]{
+				element{most, []int{9}}, element{most - 1, []int{9, 9, 9}}, element{5, []int{9}}, // jumps
+				element{}, element{Seq: most}, element{Seq: 3}, // empty
+				casty.StreamCompleted[int]{most}, casty.StreamFailed[int]{Seq: most, Reason: "no"}, casty.StreamCompleted[int]{9}, // ends elsewhere
+				element{0, []int{0, 1}}, element{0, []int{0, 1}}, element{1, []int{1, 2}}, // again, and overlapping
+				element{3, []int{3, 9, 9, 9, 9}}, element{4, []int{9}}, // beyond the demand
+				casty.StreamCompleted[int]{4}, casty.StreamCompleted[int]{4}, casty.StreamFailed[int]{Seq: 4, Reason: "no"}, // twice
+				element{5, []int{9}}, element{4, []int{9}}, // after the end
+			} {
+				me.Tell(at.producer, msg)
+			}
+			for receive(t, acknowledged) < 5 {
+			}
+			if got := drain(t, source); !slices.Equal(got, upTo(4)) {
+				t.Fatal(got)
+			}
+		})
+	}
+}
+
+// A peer that floods an actor fills that actor's mailbox and no more; a stream
+// between others on the same connection goes on.
+func TestFlood(t *testing.T) {
+	a := startNode(t)
+	b := startNode(t, a.Address())
+	deaf := spawn(t, b, "deaf", func(self *casty.Actor[double]) { <-self.Done() })
+	sink, producer := newSink(t, a, 16)
+	ctx, cancel := context.WithCancel(t.Context())
+	var flood sync.WaitGroup
+	flood.Go(func() {
+		for ctx.Err() == nil {
+			deaf.Tell(a, double{N: 1})
+		}
+	})
+	puts := putAll(t, sink, 10_000)
+	if got := consume(t, b, producer); !slices.Equal(got, upTo(10_000)) {
+		t.Fatal(len(got))
+	}
+	if err := receive(t, puts.err); err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	flood.Wait()
+	if b.DeadLetters() == 0 {
+		t.Error("no dead letter was counted")
+	}
+}
+
+// The same, aimed at an end of the stream itself: most of what the producer
+// sends is lost then, and sent again.
+func TestFloodAtTheConsumer(t *testing.T) {
+	a := startWith(t, casty.Config{Heartbeat: 20 * time.Millisecond})
+	b := startWith(t, casty.Config{Heartbeat: 20 * time.Millisecond, Seeds: []string{a.Address()}, Mailbox: 16, Logger: logger(t)})
+	sink, producer := newSink(t, a, 16)
+	puts := putAll(t, sink, 1000)
+	consumer := spawn(t, b, "consumer", casty.StreamConsumer(producer))
+	ctx, cancel := context.WithCancel(t.Context())
+	var flood sync.WaitGroup
+	for range 4 {
+		flood.Go(func() {
+			for ctx.Err() == nil {
+				consumer.Tell(b, casty.StreamElement[int]{})
+			}
+		})
+	}
+	got := drain(t, getSource(t, b, consumer))
+	cancel()
+	flood.Wait()
+	if err := receive(t, puts.err); err != nil || !slices.Equal(got, upTo(1000)) {
+		t.Fatal(len(got), err)
+	}
+}
+
 // receptionist.go and client.go: discovery.
 
 func TestServicesAreListedEverywhere(t *testing.T) {
@@ -688,12 +1215,7 @@ func TestCloseLeavesNoGoroutine(t *testing.T) {
 		defer func() {
 			wantError(t, receive(t, puts.err), casty.ErrStopped)
 			wantError(t, receive(t, ended), casty.ErrStopped)
-			for runtime.NumGoroutine() > before {
-				if t.Context().Err() != nil {
-					t.Fatal("goroutines are left")
-				}
-				runtime.Gosched()
-			}
+			waitForGoroutines(t, before)
 		}()
 	}
 	if err := errors.Join(client.Close(), b.Close(), a.Close()); err != nil {
@@ -864,7 +1386,12 @@ func local(t testing.TB) *casty.System {
 
 func startNode(t testing.TB, seeds ...string) *casty.System {
 	t.Helper()
-	node, err := casty.StartNode(casty.Config{Seeds: seeds, Logger: logger(t)})
+	return startWith(t, casty.Config{Seeds: seeds, Logger: logger(t)})
+}
+
+func startWith(t testing.TB, cfg casty.Config) *casty.System {
+	t.Helper()
+	node, err := casty.StartNode(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -973,6 +1500,15 @@ func drain(t *testing.T, source *casty.SourceRef[int]) (got []int) {
 	return got
 }
 
+func read(t *testing.T, file string) string {
+	t.Helper()
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
 func upTo(n int) []int {
 	all := make([]int, n)
 	for i := range all {
@@ -989,6 +1525,239 @@ func receive[T any](t *testing.T, from <-chan T) (value T) {
 		t.Fatal("nothing came")
 	}
 	return value
+}
+
+// hello is remote.go's, as a peer that is not ours would make it.
+type hello struct {
+	Version      int
+	System, Host string
+	Refused      string
+}
+
+func helloFrame(t testing.TB, h hello) []byte {
+	t.Helper()
+	var body bytes.Buffer
+	if err := gob.NewEncoder(&body).Encode(h); err != nil {
+		t.Fatal(err)
+	}
+	return append(binary.BigEndian.AppendUint32(nil, uint32(body.Len())|1<<31), body.Bytes()...)
+}
+
+func readHello(t testing.TB, conn net.Conn) (h hello) {
+	t.Helper()
+	frame := make([]byte, 4)
+	if _, err := io.ReadFull(conn, frame); err != nil {
+		t.Fatal(err)
+	}
+	frame = make([]byte, binary.BigEndian.Uint32(frame)&^(1<<31))
+	if _, err := io.ReadFull(conn, frame); err != nil {
+		t.Fatal(err)
+	}
+	if err := gob.NewDecoder(bytes.NewReader(frame)).Decode(&h); err != nil {
+		t.Fatal(err)
+	}
+	return h
+}
+
+func dialRaw(t testing.TB, node *casty.System) net.Conn {
+	t.Helper()
+	conn, err := net.Dial("tcp", node.Address())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	return conn
+}
+
+// A rawPeer has been greeted, and may say anything then.
+type rawPeer struct {
+	t    testing.TB
+	conn net.Conn
+	out  bytes.Buffer
+	enc  *gob.Encoder
+}
+
+type envelope struct {
+	To      string
+	Message any
+}
+
+func greet(t testing.TB, node *casty.System) *rawPeer {
+	t.Helper()
+	p := &rawPeer{t: t, conn: dialRaw(t, node)}
+	p.conn.Write(helloFrame(t, hello{Version: 1, System: "casty", Host: "a-raw-peer"}))
+	readHello(t, p.conn)
+	return p
+}
+
+// encode starts a new gob stream: what was encoded before may not have been sent.
+func (p *rawPeer) encode(to string, msg any) []byte {
+	p.t.Helper()
+	var body bytes.Buffer
+	if err := gob.NewEncoder(&body).Encode(envelope{to, msg}); err != nil {
+		p.t.Fatal(err)
+	}
+	return body.Bytes()
+}
+
+func (p *rawPeer) frame(body []byte) {
+	p.conn.Write(append(binary.BigEndian.AppendUint32(nil, uint32(len(body))|1<<31), body...))
+}
+
+func (p *rawPeer) tell(to string, msg any) { p.frame(p.encode(to, msg)) }
+
+func (p *rawPeer) untilClosed() { io.Copy(io.Discard, p.conn) }
+
+// answers asks the doubler on this connection, and waits for the reply.
+func (p *rawPeer) answers() {
+	p.t.Helper()
+	var replyTo casty.ActorRef[int]
+	if err := replyTo.GobDecode([]byte("casty://casty@a-raw-peer/me")); err != nil {
+		p.t.Fatal(err)
+	}
+	p.tell("doubler", double{21, replyTo})
+	var body bytes.Buffer
+	var dec *gob.Decoder
+	for {
+		header := make([]byte, 4)
+		if _, err := io.ReadFull(p.conn, header); err != nil {
+			p.t.Fatal("the connection did not go on:", err)
+		}
+		size := binary.BigEndian.Uint32(header)
+		if size&(1<<31) != 0 {
+			dec = gob.NewDecoder(&body)
+		}
+		if _, err := io.CopyN(&body, p.conn, int64(size&^(1<<31))); err != nil {
+			p.t.Fatal(err)
+		}
+		if body.Len() == 0 {
+			continue
+		}
+		var m envelope
+		if err := dec.Decode(&m); err != nil {
+			p.t.Fatal(err)
+		}
+		if m.To == "me" {
+			if m.Message != 42 {
+				p.t.Fatal(m)
+			}
+			return
+		}
+	}
+}
+
+// streamThrough keeps a stream from the node to a client going until the
+// function that it returns is called, which checks that nothing was lost.
+func streamThrough(t *testing.T, node *casty.System) (check func()) {
+	client := connect(t, node)
+	sink, producer := newSink(t, node, 4)
+	consumer := spawn(t, client, "consumer", casty.StreamConsumer(producer))
+	source := getSource(t, client, consumer)
+	stop, done := make(chan struct{}), make(chan error, 1)
+	var put int
+	go func() {
+		for {
+			select {
+			case <-stop:
+				done <- sink.Complete(t.Context())
+				return
+			default:
+				if err := sink.Put(t.Context(), put); err != nil {
+					done <- err
+					return
+				}
+				put++
+			}
+		}
+	}()
+	got := make(chan int, 1)
+	go func() {
+		n := 0
+		for element, err := range source.All(t.Context()) {
+			if err != nil || element != n {
+				t.Errorf("got %d, %v instead of %d", element, err, n)
+				break
+			}
+			n++
+		}
+		got <- n
+	}()
+	return func() {
+		t.Helper()
+		close(stop)
+		if err := receive(t, done); err != nil {
+			t.Error(err)
+		}
+		if n := receive(t, got); n != put {
+			t.Errorf("%d of %d elements arrived", n, put)
+		}
+	}
+}
+
+func stillServes(t *testing.T, node *casty.System) {
+	t.Helper()
+	streamThrough(t, node)()
+}
+
+func waitForGoroutines(t *testing.T, most int) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); runtime.NumGoroutine() > most; runtime.Gosched() {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d goroutines are left, of %d before", runtime.NumGoroutine(), most)
+		}
+	}
+}
+
+// An authority makes certificates for tests.
+type authority struct {
+	cert *x509.Certificate
+	key  *ecdsa.PrivateKey
+	pool *x509.CertPool
+}
+
+func newAuthority(t *testing.T) *authority {
+	t.Helper()
+	a := &authority{pool: x509.NewCertPool()}
+	a.cert, a.key = a.issue(t, &x509.Certificate{IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}, time.Hour)
+	a.pool.AddCert(a.cert)
+	return a
+}
+
+// config is that of a peer with a certificate for a name, which lasts so long.
+func (a *authority) config(t *testing.T, lasts time.Duration, name string) *tls.Config {
+	t.Helper()
+	template := &x509.Certificate{KeyUsage: x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}}
+	if ip := net.ParseIP(name); ip != nil {
+		template.IPAddresses = []net.IP{ip}
+	} else {
+		template.DNSNames = []string{name}
+	}
+	cert, key := a.issue(t, template, lasts)
+	return &tls.Config{RootCAs: a.pool, Certificates: []tls.Certificate{{Certificate: [][]byte{cert.Raw}, PrivateKey: key}}}
+}
+
+func (a *authority) issue(t *testing.T, template *x509.Certificate, lasts time.Duration) (*x509.Certificate, *ecdsa.PrivateKey) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template.SerialNumber = big.NewInt(time.Now().UnixNano())
+	template.NotBefore, template.NotAfter = time.Now().Add(-2*time.Hour), time.Now().Add(lasts)
+	parent, signer := a.cert, a.key
+	if parent == nil {
+		parent, signer = template, key
+	}
+	raw, err := x509.CreateCertificate(rand.Reader, template, parent, &key.PublicKey, signer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := x509.ParseCertificate(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cert, key
 }
 
 // wantError checks an error's identity, unless is is nil, and its text.

@@ -414,11 +414,11 @@ func (r *remote) meet(conn net.Conn) (theirs hello, err error) {
 	}
 	switch name := r.system.config.Name; {
 	case theirs.Refused != "":
-		return theirs, fmt.Errorf("the peer says: %s", theirs.Refused)
+		return theirs, fmt.Errorf("%w: the peer says: %s", errRefused, theirs.Refused)
 	case theirs.Version != protocolVersion:
-		return theirs, fmt.Errorf("protocol version %d is not %d", theirs.Version, protocolVersion)
+		return theirs, fmt.Errorf("%w: protocol version %d is not %d", errRefused, theirs.Version, protocolVersion)
 	case theirs.System != name:
-		return theirs, fmt.Errorf("system %q is not %q", theirs.System, name)
+		return theirs, fmt.Errorf("%w: system %q is not %q", errRefused, theirs.System, name)
 	}
 	if err := checkHost(theirs.Host); err != nil {
 		return theirs, err
@@ -440,7 +440,7 @@ func (l *link) talk(conn net.Conn, shake func() (hello, error)) error {
 	theirs, err := shake()
 	if err != nil {
 		r.system.config.Logger.Warn("casty: refused a connection", "with", conn.RemoteAddr(), "reason", err)
-		return fmt.Errorf("%w: %w: %w", ErrUnreachable, errRefused, err)
+		return fmt.Errorf("%w: %w", ErrUnreachable, err)
 	}
 	conn.SetDeadline(time.Time{})
 	r.mu.Lock()

@@ -18,7 +18,7 @@ package casty
 //     and at a gap it subscribes again, which rewinds the producer.
 //   - An end whose peer is unreachable repeats itself with a growing pause.
 //     The consumer gives up after a while; the producer never does.
-//   - A consumer that hears nothing repeats its demand, once per heartbeat. A
+//   - A consumer that gets nothing repeats its demand, once per heartbeat. A
 //     demand that says nothing new is a question, "where are you?", which the
 //     producer answers with an empty StreamElement: behind everything that it
 //     has sent, so that a loss shows as a gap.
@@ -121,7 +121,6 @@ type lifeline struct {
 	pause     time.Duration
 	hurried   bool
 	lost      time.Time // since when the peer is unreachable; zero: it is not
-	quiet     bool      // nothing has been heard since the last tick
 }
 
 func newLifeline(in Host) lifeline {
@@ -138,7 +137,7 @@ func watchOver[M, P any](l *lifeline, self *Actor[M], peer ActorRef[P]) {
 
 // hears notes a sign of life.
 func (l *lifeline) hears() {
-	l.quiet, l.hurried, l.lost, l.pause = false, false, time.Time{}, l.heartbeat
+	l.hurried, l.lost, l.pause = false, time.Time{}, l.heartbeat
 }
 
 // loses notes that the peer is unreachable, or still is.
@@ -725,6 +724,7 @@ type consumer[E any] struct {
 	answered  bool            // the producer knows us
 	received  uint64          // the next position to take
 	demand    uint64
+	before    uint64 // received, at the last tick
 	gap       uint64 // the position for which we have subscribed again since the last tick, or none
 	ended     bool   // the source is closed: what remains is to make our last word heard
 	cancelled bool   // and the last word is StreamCancel
@@ -812,13 +812,14 @@ func (c *consumer[E]) start() {
 // say tells the producer where we stand. It can always be said again.
 func (c *consumer[E]) say() {
 	var where StreamProducerMsg[E] = StreamDemand[E]{c.self.Ref(), c.received, c.demand}
-	switch {
-	case c.cancelled:
-		where = StreamCancel[E]{c.self.Ref()}
-	case !c.answered:
+	if !c.answered {
 		where = Subscribe[E]{c.self.Ref(), c.received, c.demand}
 	}
-	if c.producer.tell(c.self, where) != nil {
+	err := c.producer.tell(c.self, where)
+	if c.cancelled { // said last: a producer that does not know us would not listen
+		err = cmp.Or(err, c.producer.tell(c.self, StreamCancel[E]{c.self.Ref()}))
+	}
+	if err != nil {
 		c.hurry()
 	}
 }
@@ -915,8 +916,8 @@ func (c *consumer[E]) retry() {
 		watchOver(&c.lifeline, c.self, c.producer)
 		c.answered = false
 	}
-	if c.quiet || c.ended || !c.answered {
+	if c.received == c.before || c.ended || !c.answered {
 		c.say()
 	}
-	c.quiet, c.gap = true, none
+	c.before, c.gap = c.received, none
 }
