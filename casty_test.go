@@ -1228,6 +1228,168 @@ func TestCloseLeavesNoGoroutine(t *testing.T) {
 	}
 }
 
+// Fuzzing what the network can reach.
+
+// quietly starts a node whose log nobody reads, and a client that checks
+// whether it still works.
+func quietly(f *testing.F) (node *casty.System, check func(t *testing.T)) {
+	node = startWith(f, casty.Config{MaxMessage: 1 << 20, Logger: slog.New(slog.DiscardHandler)})
+	ref := spawn(f, node, "doubler", doubler)
+	client := connect(f, node)
+	return node, func(t *testing.T) {
+		if n, err := askDouble(t.Context(), client, ref, 21); n != 42 || err != nil {
+			t.Fatal("the node no longer works:", n, err)
+		}
+	}
+}
+
+func FuzzConnection(f *testing.F) {
+	for _, say := range []string{"", "GET / HTTP/1.1\r\n\r\n", "\x16\x03\x01\x02\x00", "\x80\x00\x00\x04abcd", "\x7f\xff\xff\xff"} {
+		f.Add([]byte(say))
+	}
+	f.Add(helloFrame(f, hello{Version: 1, System: "casty", Host: "id"}))
+	f.Add(helloFrame(f, hello{Version: 1, System: "casty", Host: "127.0.0.1:1"}))
+	node, check := quietly(f)
+	f.Fuzz(func(t *testing.T, say []byte) {
+		conn := dialRaw(t, node).(*net.TCPConn)
+		conn.Write(say)
+		conn.CloseWrite()
+		io.Copy(io.Discard, conn)
+		check(t)
+	})
+}
+
+func FuzzFrames(f *testing.F) {
+	p := &rawPeer{t: f}
+	for _, msg := range []any{double{N: 1}, 1, casty.StreamDemand[int]{Demand: 1}, casty.StreamElement[int]{Elements: []int{1}}} {
+		casty.StreamProducer[int](0) // tells gob of its messages
+		gob.Register(msg)
+		body := p.encode("doubler", msg)
+		f.Add(append(binary.BigEndian.AppendUint32(nil, uint32(len(body))|1<<31), body...))
+	}
+	f.Add([]byte{0, 0, 0, 0, 0x80, 0, 0, 0, 0, 0, 0, 1, 9})
+	node, check := quietly(f)
+	f.Fuzz(func(t *testing.T, say []byte) {
+		conn := dialRaw(t, node).(*net.TCPConn)
+		conn.Write(helloFrame(t, hello{Version: 1, System: "casty", Host: "a-raw-peer"}))
+		readHello(t, conn)
+		conn.Write(say)
+		conn.CloseWrite()
+		io.Copy(io.Discard, conn)
+		check(t)
+	})
+}
+
+// hostileNumber makes of a byte a number that may do harm.
+func hostileNumber(b byte) uint64 {
+	switch {
+	case b < 128:
+		return uint64(b) / 8
+	case b < 192:
+		return math.MaxUint64 - uint64(b-128)
+	default:
+		return 1<<(b-192) - 1
+	}
+}
+
+// What a hostile consumer says, three bytes for each message. The producer
+// survives it, and the next consumer gets what was not acknowledged, in order.
+func FuzzProducer(f *testing.F) {
+	f.Add([]byte{0, 0, 255, 1, 24, 255, 0, 24, 255, 1, 255, 255, 2, 0, 0})
+	f.Add([]byte{0, 0, 16, 1, 8, 32, 0, 8, 32, 1, 160, 255})
+	f.Fuzz(func(t *testing.T, say []byte) {
+		const elements = 10
+		system := casty.NewSystem(casty.Config{Logger: slog.New(slog.DiscardHandler)})
+		defer system.Close()
+		sink, producer := newSink(t, system, elements)
+		puts := putAll(t, sink, elements)
+		ended := producer.Watch(t.Context(), system)
+		hostile := spawn(t, system, "hostile", func(self *casty.Actor[casty.StreamConsumerMsg[int]]) { <-self.Done() })
+		for ; len(say) >= 3; say = say[3:] {
+			a, b := hostileNumber(say[1]), hostileNumber(say[2])
+			var from casty.ActorRef[casty.StreamConsumerMsg[int]]
+			if say[0]&4 == 0 {
+				from = hostile
+			}
+			switch say[0] % 4 {
+			case 0, 3:
+				producer.Tell(system, casty.Subscribe[int]{Consumer: from, From: a, Demand: b})
+			case 1:
+				producer.Tell(system, casty.StreamDemand[int]{Consumer: from, Received: a, Demand: b})
+			case 2:
+				producer.Tell(system, casty.StreamCancel[int]{Consumer: from})
+			}
+		}
+		casty.Stop(system, hostile)
+		got, err := tryConsume(t, system, producer)
+		if err == nil && (len(got) > elements || !slices.Equal(got, upTo(elements)[elements-len(got):])) {
+			t.Fatal(got)
+		}
+		if err != nil && !errors.Is(err, casty.ErrStopped) && !errors.Is(err, casty.ErrAlreadySubscribed) {
+			t.Fatal(err)
+		}
+		casty.Stop(system, producer)
+		if err := receive(t, ended); strings.Contains(err.Error(), "panicked") {
+			t.Fatal(err)
+		}
+		receive(t, puts.err)
+	})
+}
+
+// What a hostile producer says. The consumer takes the elements that belong to
+// the next position, and no others.
+func FuzzConsumer(f *testing.F) {
+	f.Add([]byte{0, 0, 5, 0, 16, 5, 1, 40, 0})
+	f.Add([]byte{0, 255, 3, 0, 128, 3, 0, 0, 20, 2, 160, 0, 1, 130, 0, 3, 0, 0})
+	f.Fuzz(func(t *testing.T, say []byte) {
+		system := casty.NewSystem(casty.Config{Logger: slog.New(slog.DiscardHandler)})
+		defer system.Close()
+		subscribed := make(chan casty.ActorRef[casty.StreamConsumerMsg[int]], 1)
+		producer := spawn(t, system, "hostile", func(self *casty.Actor[casty.StreamProducerMsg[int]]) {
+			for msg := range self.Messages() {
+				if m, ok := msg.(casty.Subscribe[int]); ok {
+					select {
+					case subscribed <- m.Consumer:
+					default:
+					}
+				}
+			}
+		})
+		consumer := spawn(t, system, "consumer", casty.StreamConsumer(producer, casty.Window(4)))
+		source := getSource(t, system, consumer)
+		me := receive(t, subscribed)
+		ended := me.Watch(t.Context(), system)
+		for ; len(say) >= 3; say = say[3:] {
+			seq := hostileNumber(say[1])
+			switch say[0] % 4 {
+			case 0:
+				m := casty.StreamElement[int]{Seq: seq}
+				for n := range say[2] % 16 {
+					m.Elements = append(m.Elements, int(seq+uint64(n)))
+				}
+				me.Tell(system, m)
+			case 1:
+				me.Tell(system, casty.StreamCompleted[int]{Seq: seq})
+			case 2:
+				me.Tell(system, casty.StreamFailed[int]{Seq: seq, Reason: "hostile"})
+			case 3:
+				me.Tell(system, casty.StreamFailed[int]{Seq: seq, Reason: "hostile", Refused: true})
+			}
+		}
+		casty.Stop(system, producer)
+		next := 0
+		for n, err := range source.All(t.Context()) {
+			if err == nil && n != next {
+				t.Fatalf("got %d at position %d", n, next)
+			}
+			next++
+		}
+		if err := receive(t, ended); strings.Contains(err.Error(), "panicked") {
+			t.Fatal(err)
+		}
+	})
+}
+
 // Benchmarks: each next to raw gob over one TCP connection, in the same run.
 
 type sample struct {
@@ -1412,7 +1574,7 @@ func connect(t testing.TB, to *casty.System) *casty.System {
 // spawn makes names unique, so that the subtests of a test can share systems.
 func spawn[M any](t testing.TB, in casty.Host, name string, b casty.Behavior[M]) casty.ActorRef[M] {
 	t.Helper()
-	ref, err := casty.Spawn(in, strings.NewReplacer("/", ".").Replace(t.Name())+"-"+name, b)
+	ref, err := casty.Spawn(in, strings.NewReplacer("/", ".", "#", ".").Replace(t.Name())+"-"+name, b)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -1423,13 +1585,13 @@ func spawn[M any](t testing.TB, in casty.Host, name string, b casty.Behavior[M])
 	return ref
 }
 
-func newSink(t *testing.T, in *casty.System, buffer int) (*casty.SinkRef[int], casty.ActorRef[casty.StreamProducerMsg[int]]) {
+func newSink(t testing.TB, in *casty.System, buffer int) (*casty.SinkRef[int], casty.ActorRef[casty.StreamProducerMsg[int]]) {
 	t.Helper()
 	producer := spawn(t, in, "producer", casty.StreamProducer[int](buffer))
 	return getSink(t, in, producer), producer
 }
 
-func getSink(t *testing.T, in *casty.System, producer casty.ActorRef[casty.StreamProducerMsg[int]]) *casty.SinkRef[int] {
+func getSink(t testing.TB, in *casty.System, producer casty.ActorRef[casty.StreamProducerMsg[int]]) *casty.SinkRef[int] {
 	t.Helper()
 	sink, err := casty.GetSink(t.Context(), in, producer)
 	if err != nil {
@@ -1438,7 +1600,7 @@ func getSink(t *testing.T, in *casty.System, producer casty.ActorRef[casty.Strea
 	return sink
 }
 
-func getSource(t *testing.T, in *casty.System, consumer casty.ActorRef[casty.StreamConsumerMsg[int]]) *casty.SourceRef[int] {
+func getSource(t testing.TB, in *casty.System, consumer casty.ActorRef[casty.StreamConsumerMsg[int]]) *casty.SourceRef[int] {
 	t.Helper()
 	source, err := casty.GetSource(t.Context(), in, consumer)
 	if err != nil {
@@ -1453,7 +1615,7 @@ type puts struct {
 }
 
 // putAll puts 0 to n-1 into a sink, and completes it.
-func putAll(t *testing.T, sink *casty.SinkRef[int], n int) puts {
+func putAll(t testing.TB, sink *casty.SinkRef[int], n int) puts {
 	p := puts{make(chan int, n), make(chan error, 1)}
 	ctx := t.Context()
 	go func() {
@@ -1478,7 +1640,7 @@ func consume(t *testing.T, in *casty.System, producer casty.ActorRef[casty.Strea
 	return got
 }
 
-func tryConsume(t *testing.T, in *casty.System, producer casty.ActorRef[casty.StreamProducerMsg[int]], options ...casty.StreamOption) (got []int, err error) {
+func tryConsume(t testing.TB, in *casty.System, producer casty.ActorRef[casty.StreamProducerMsg[int]], options ...casty.StreamOption) (got []int, err error) {
 	t.Helper()
 	consumer := spawn(t, in, "another-consumer", casty.StreamConsumer(producer, options...))
 	for n, e := range getSource(t, in, consumer).All(t.Context()) {
@@ -1517,7 +1679,7 @@ func upTo(n int) []int {
 	return all
 }
 
-func receive[T any](t *testing.T, from <-chan T) (value T) {
+func receive[T any](t testing.TB, from <-chan T) (value T) {
 	t.Helper()
 	select {
 	case value = <-from:
