@@ -508,6 +508,17 @@ func (s *System) deliver(to Address, msg any) error {
 	return c.deliver(msg)
 }
 
+// takes says which messages the actor at an address of this process is for.
+func (s *System) takes(at Address) string {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	c, err := s.find(at)
+	if err != nil {
+		return err.Error()
+	}
+	return "it takes " + c.takes
+}
+
 // watch is Watch with a callback, which must not block.
 func (s *System) watch(target Address, takes string, fire func(error)) (cancel func()) {
 	switch {

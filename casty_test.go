@@ -691,7 +691,7 @@ func TestBadInputCostsLittle(t *testing.T) {
 		{"no message", func(p *rawPeer) { p.tell("doubler", nil) }, "wrong type: it takes casty_test.double, not <nil>", false},
 		{"an unknown type", func(p *rawPeer) {
 			p.frame(bytes.ReplaceAll(p.encode("doubler", unknown{}), []byte("unknown"), []byte("nowhere")))
-		}, `name not registered for interface: \"casty_test.nowhere\"`, false},
+		}, `name not registered for interface: \"casty_test.nowhere\"; it takes casty_test.double`, false},
 		{"garbage in a frame", func(p *rawPeer) { p.frame([]byte("garbage")) }, "dead letter", false},
 		{"a frame cut short", func(p *rawPeer) { p.frame(p.encode("doubler", double{})[:9]) }, "dead letter", false},
 		{"a length above the limit", func(p *rawPeer) { p.conn.Write([]byte{0x7f, 0xff, 0xff, 0xff}) },

@@ -547,7 +547,7 @@ func (l *link) receive(peer string, msg envelope, err error) {
 	s := l.remote.system
 	to := s.at(msg.To)
 	if err != nil {
-		s.deadLetter(to, msg.Message, err)
+		s.deadLetter(to, msg.Message, fmt.Errorf("%w; %s", err, s.takes(to)))
 		l.send(envelope{Message: relearn{}})
 		return
 	}
