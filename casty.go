@@ -104,12 +104,14 @@ type Config struct {
 	// Logger takes what the package has to say. Default slog.Default().
 	Logger *slog.Logger
 	// Heartbeat is how often peers assure each other that they are there.
-	// A connection with three of them missing is given up. Default 1s.
+	// A connection with three of the slower peer's missing is given up.
+	// Default 1s.
 	Heartbeat time.Duration
 	// Mailbox is how many messages wait for an actor before the next one is
 	// a dead letter. Default 1024.
 	Mailbox int
-	// MaxMessage bounds a message on the network, in bytes. Default 16 MiB.
+	// MaxMessage bounds a message on the network, in bytes. Default 16 MiB;
+	// at most 2 GiB.
 	MaxMessage int
 }
 
@@ -118,7 +120,7 @@ func (c Config) withDefaults() Config {
 	c.Logger = cmp.Or(c.Logger, slog.Default())
 	c.Heartbeat = cmp.Or(max(c.Heartbeat, 0), time.Second)
 	c.Mailbox = cmp.Or(max(c.Mailbox, 0), 1024)
-	c.MaxMessage = cmp.Or(max(c.MaxMessage, 0), 16<<20)
+	c.MaxMessage = min(cmp.Or(max(c.MaxMessage, 0), 16<<20), 1<<31-1)
 	if c.Dial == nil {
 		c.Dial = func(ctx context.Context, address string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, "tcp", address)
@@ -673,6 +675,12 @@ func askFor[M, R any](ctx context.Context, from Host, to ActorRef[M], ask func(r
 	case <-s.ctx.Done():
 		return none, ErrClosed
 	}
+}
+
+// brief is the text of an error for a peer, who must not choke on it.
+func brief(err error) string {
+	text := err.Error()
+	return text[:min(len(text), 1024)]
 }
 
 func typeName[M any]() string { return reflect.TypeFor[M]().String() }

@@ -3,16 +3,16 @@ package casty
 // Every process has a receptionist, an actor at a well-known name. It keeps
 // what this process knows of the cluster, and tells the others of itself:
 //
-//	announcement{From, Observer, Services, Members}   all my services, and the nodes I have heard from
-//	departure{From}                                   I leave
+//	announcement{From, Services, Members}   all my services, and the nodes I have heard from
+//	departure{From}                         I leave
 //
 // An announcement goes to every node and observer known, at each change and
 // once per heartbeat. It is always the full set, and a node speaks only for
 // itself, so there is nothing to merge, and one that is lost or repeated does
 // no harm. What others say of a third node is only a reason to contact it:
 // members are those that have been heard from, or a dead one would live on in
-// what the others repeat. Seeds are the first to be contacted. A client is an
-// observer: it is told everything and listed nowhere.
+// what the others repeat. Seeds are the first to be contacted. A client, which
+// nobody can dial, is an observer: it is told everything and listed nowhere.
 
 import (
 	"cmp"
@@ -28,8 +28,9 @@ import (
 )
 
 const (
-	unheard = 4    // heartbeats without an announcement before a node's services are no longer listed
-	forget  = 1000 // and before it is no longer tried, unless it is a seed
+	unheard     = 4    // heartbeats without an announcement before a node's services are no longer listed
+	forgetAfter = 1000 // and before it is no longer tried, unless it is a seed
+	maxMembers  = 1000 // that a process keeps track of; more are ignored
 )
 
 type receptionistMsg interface{ receptionistMsg() }
@@ -37,7 +38,6 @@ type receptionistMsg interface{ receptionistMsg() }
 type (
 	announcement struct {
 		From     string // host
-		Observer bool
 		Services []service
 		Members  []string
 	}
@@ -48,10 +48,15 @@ type (
 func (announcement) receptionistMsg() {}
 func (departure) receptionistMsg()    {}
 
+// from lets the connection that a message came over vouch for its sender.
+func (a announcement) from() string { return a.From }
+func (d departure) from() string    { return d.From }
+
 // A ServiceKey names a kind of service, and the messages that it takes.
 type ServiceKey[M any] struct{ name string }
 
-// NewServiceKey makes a key. Keys of the same name and type are the same.
+// NewServiceKey makes a key. Its name is what counts: whoever uses it with
+// another type than the actors listed under it gets ErrWrongType from them.
 func NewServiceKey[M any](name string) ServiceKey[M] { return ServiceKey[M]{name} }
 
 // A ServiceInstance is one actor that offers a service.
@@ -79,7 +84,6 @@ type directory struct {
 type member struct {
 	heard    time.Time
 	lost     bool // not heard from of late: not listed, but still tried
-	observer bool
 	services []service
 }
 
@@ -159,12 +163,14 @@ func Deregister[M any](in Host, key ServiceKey[M], ref ActorRef[M]) {
 	}
 }
 
-// Discoverable is a behaviour that registers its actor first of all.
+// Discoverable is a behaviour that registers its actor first of all: soon
+// after Spawn has returned, as Listings tells.
 func Discoverable[M any](key ServiceKey[M], behavior Behavior[M]) Behavior[M] {
 	return func(self *Actor[M]) {
-		if err := Register(self, key, self.Ref()); err == nil { // else it has been stopped already
-			behavior(self)
+		if err := Register(self, key, self.Ref()); err != nil {
+			panic(err) // nobody else can have stopped it yet
 		}
+		behavior(self)
 	}
 }
 
@@ -240,7 +246,7 @@ func membersOf(of Host) ([]string, <-chan struct{}) {
 		members = append(members, s.host)
 	}
 	for host, m := range d.others {
-		if !m.observer && !m.lost {
+		if dialable(host) && !m.lost {
 			members = append(members, host)
 		}
 	}
@@ -273,7 +279,7 @@ func StartNode(cfg Config) (*System, error) {
 	cfg = cfg.withDefaults()
 	node, err := startNode(cfg)
 	if err != nil {
-		return nil, fmt.Errorf("casty: start node %s: %w", cfg.Address, err)
+		return nil, fmt.Errorf("casty: start node %q: %w", cfg.Address, err)
 	}
 	return node, nil
 }
@@ -304,6 +310,7 @@ func join(cfg Config, host string, listener net.Listener) (*System, error) {
 type receptionist struct {
 	self *Actor[receptionistMsg]
 	tick *time.Timer
+	soon bool // the next tick has been brought forward
 	*directory
 }
 
@@ -318,6 +325,7 @@ func (r *receptionist) run() {
 		case <-r.announced:
 			r.announce()
 		case <-r.tick.C:
+			r.soon = false
 			r.tick.Reset(heartbeat)
 			r.expire()
 			r.announce()
@@ -340,12 +348,14 @@ func (r *receptionist) now() (announcement, []string) {
 	services := slices.Collect(maps.Keys(r.own))
 	others := slices.Collect(maps.Keys(r.others))
 	host := r.self.in.host
-	return announcement{host, !dialable(host), services, members}, others
+	return announcement{host, services, members}, others
 }
 
 func (r *receptionist) announce() {
 	a, others := r.now()
-	for _, host := range append(others, r.self.in.config.Seeds...) {
+	others = append(others, r.self.in.config.Seeds...)
+	slices.Sort(others)
+	for _, host := range slices.Compact(others) {
 		if host != a.From {
 			r.tell(host, a)
 		}
@@ -361,16 +371,19 @@ func (r *receptionist) tell(host string, msg receptionistMsg) {
 func (r *receptionist) hear(msg receptionistMsg) {
 	switch m := msg.(type) {
 	case announcement:
-		if m.From == r.self.in.host || checkHost(m.From) != nil {
+		if m.From == r.self.in.host {
+			return // we are among our own seeds, by another name
+		}
+		known, ok := r.note(m)
+		if !ok {
 			return
 		}
-		known := r.note(m)
-		a, _ := r.now()
+		a, others := r.now()
 		if !known {
 			r.tell(m.From, a)
-			r.tick.Reset(r.self.in.config.Heartbeat / 16) // let the others know: of all who join together, at once
+			r.hurry()
 		}
-		for _, host := range m.Members {
+		for _, host := range m.Members[:max(0, min(len(m.Members), maxMembers-len(others)))] {
 			if !slices.Contains(a.Members, host) && checkHost(host) == nil && dialable(host) {
 				r.tell(host, a) // it becomes a member when it answers
 			}
@@ -385,23 +398,37 @@ func (r *receptionist) hear(msg receptionistMsg) {
 	}
 }
 
+// hurry brings the next tick forward, to tell the others of a new node: of all
+// who join together, at once.
+func (r *receptionist) hurry() {
+	if !r.soon {
+		r.soon = true
+		r.tick.Reset(r.self.in.config.Heartbeat / 16)
+	}
+}
+
 // note takes in what another process says of itself, and says whether we
-// already knew of it.
-func (r *receptionist) note(a announcement) (known bool) {
+// already knew of it; not ok if there are too many.
+func (r *receptionist) note(a announcement) (known, ok bool) {
 	services := slices.DeleteFunc(a.Services, func(entry service) bool {
 		address, err := ParseAddress(entry.URI)
-		return a.Observer || err != nil || address.Host != a.From // not a node, or it speaks for another
+		return err != nil || !dialable(a.From) || address.Host != a.From // not a node, or it speaks for another
 	})
-	slices.SortFunc(services, func(a, b service) int { return cmp.Or(strings.Compare(a.Key, b.Key), strings.Compare(a.URI, b.URI)) })
+	slices.SortFunc(services, func(a, b service) int {
+		return cmp.Or(strings.Compare(a.Key, b.Key), strings.Compare(a.URI, b.URI))
+	})
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	old := r.others[a.From]
+	if old == nil && len(r.others) >= maxMembers {
+		return false, false
+	}
 	known = old != nil && !old.lost
-	r.others[a.From] = &member{heard: time.Now(), observer: a.Observer, services: services}
+	r.others[a.From] = &member{heard: time.Now(), services: services}
 	if !known || !slices.Equal(services, old.services) {
 		r.change()
 	}
-	return known
+	return known, true
 }
 
 // expire drops those that have not been heard from.
@@ -410,12 +437,12 @@ func (r *receptionist) expire() {
 	defer r.mu.Unlock()
 	for host, m := range r.others {
 		silent := time.Since(m.heard) / r.self.in.config.Heartbeat
-		if silent >= forget || m.observer && silent >= unheard {
-			delete(r.others, host)
-		}
 		if silent >= unheard && !m.lost {
 			m.lost, m.services = true, nil
 			r.change()
+		}
+		if m.lost && (silent >= forgetAfter || !dialable(host)) {
+			delete(r.others, host)
 		}
 	}
 }

@@ -10,12 +10,12 @@ package casty
 // The first frame each way is a hello; the dialler speaks first. What follows
 // are envelopes, addressed to an actor or, with an empty To, to the process:
 //
-//	hello{Version, System, Host}      who I am, and what I am called
-//	hello{Refused}                    I do not talk to you, because
-//	envelope{To, message}             a message to the actor To
-//	envelope{watch{Target, Takes}}    tell me when the actor Target stops
-//	envelope{ended{Target, Reason}}   it has
-//	envelope{relearn{}}               I could not decode that; describe your types again
+//	hello{Version, System, Host, Heartbeat}   who I am, and what I am called
+//	hello{Refused}                            I do not talk to you, because
+//	envelope{To, message}                     a message to the actor To
+//	envelope{watchMsg{Target, Takes}}         tell me when the actor Target, which takes such messages, stops
+//	envelope{endedMsg{watchMsg, Reason}}      it has
+//	envelope{relearnMsg{}}                    I could not decode that; describe your types again
 //
 // gob describes a type once per encoder, so each direction has one encoder for
 // as long as its connection lives. The frames around it keep the two ends in
@@ -62,18 +62,20 @@ type (
 	hello struct {
 		Version      int
 		System, Host string
+		Heartbeat    time.Duration
 		Refused      string
 	}
 	envelope struct {
-		To      string // name#incarnation; the host is the connection's other end
+		To      string // the actor's name#incarnation; empty: the process itself
 		Message any
 	}
-	watch struct{ Target, Takes string }
-	ended struct {
-		Target, Reason string
-		WrongType      bool
+	watchMsg struct{ Target, Takes string }
+	endedMsg struct {
+		Watch     watchMsg
+		Reason    string
+		WrongType bool
 	}
-	relearn struct{ Why string }
+	relearnMsg struct{}
 )
 
 // remote is a system's network.
@@ -94,12 +96,12 @@ type remote struct {
 // are both read; each end sends on its first. Guarded by remote.mu.
 type peer struct {
 	links   []*link
-	watches map[string]map[*func(error)]struct{} // by the path of the actor; each is called at most once
+	watches map[watchMsg]map[*func(error)]struct{} // each is called at most once
 }
 
 // newRemote makes a system's network, which accepts from listener unless that is nil.
 func newRemote(s *System, listener net.Listener) *remote {
-	learn(watch{}, ended{}, relearn{})
+	learn(watchMsg{}, endedMsg{}, relearnMsg{})
 	ctx, cancel := context.WithCancel(context.Background())
 	r := &remote{system: s, listener: listener, ctx: ctx, cancel: cancel, links: map[*link]struct{}{}, peers: map[string]*peer{}}
 	if listener != nil {
@@ -125,7 +127,10 @@ func listen(cfg Config) (net.Listener, string, error) {
 			address = net.JoinHostPort(host, port)
 		}
 	}
-	if err = cmp.Or(err, checkHost(address)); err != nil {
+	if err = cmp.Or(err, checkHost(address)); err == nil && net.ParseIP(host).IsUnspecified() {
+		err = fmt.Errorf("peers cannot dial %s: set Listener to listen on all interfaces", address)
+	}
+	if err != nil {
 		listener.Close()
 		return nil, "", err
 	}
@@ -145,7 +150,11 @@ func (r *remote) close() error {
 	r.mu.Lock()
 	r.closed = true
 	for l := range r.links {
-		l.finish()
+		if l.met {
+			l.finish()
+		} else {
+			l.fail(ErrClosed) // do not wait for those who may never answer
+		}
 	}
 	r.mu.Unlock()
 	impatience := time.AfterFunc(r.heartbeats(silence), r.cancel)
@@ -182,8 +191,10 @@ func (r *remote) linkTo(host string) (*link, error) {
 	case failed != nil:
 		return nil, failed // a moment ago: do not dial again at once
 	case !dialable(host):
+		r.forget(host)
 		return nil, fmt.Errorf("%w: it is not connected, and nobody can dial it", ErrUnreachable)
 	case r.closed:
+		r.forget(host)
 		return nil, ErrClosed
 	}
 	l := r.newLink()
@@ -192,61 +203,57 @@ func (r *remote) linkTo(host string) (*link, error) {
 	return l, nil
 }
 
-// peer returns what is known of a host. The caller holds r.mu, and either
-// uses it at once or puts it into r.peers.
+// peer returns what is known of a host, from now on at least that it exists:
+// forget it if it comes to nothing. The caller holds r.mu.
 func (r *remote) peer(host string) *peer {
-	if p := r.peers[host]; p != nil {
-		return p
+	if r.peers[host] == nil {
+		r.peers[host] = &peer{watches: map[watchMsg]map[*func(error)]struct{}{}}
 	}
-	return &peer{watches: map[string]map[*func(error)]struct{}{}}
+	return r.peers[host]
 }
 
 // join makes a link one of those to a host. The caller holds r.mu.
 func (r *remote) join(l *link, host string) {
-	p := r.peer(host)
-	if !slices.Contains(p.links, l) {
+	if p := r.peer(host); !slices.Contains(p.links, l) {
 		p.links = append(p.links, l)
 		l.hosts = append(l.hosts, host)
 	}
-	r.peers[host] = p
 }
 
 // watch keeps fire until the peer says that the actor has stopped, or any
 // connection to the peer is lost: with it, that message might be.
 func (r *remote) watch(target Address, takes string, fire func(error)) (cancel func()) {
-	path := target.path()
+	watched := watchMsg{target.path(), takes}
 	r.mu.Lock()
 	p := r.peer(target.Host)
-	r.peers[target.Host] = p
-	if p.watches[path] == nil {
-		p.watches[path] = map[*func(error)]struct{}{}
+	if p.watches[watched] == nil {
+		p.watches[watched] = map[*func(error)]struct{}{}
 	}
-	p.watches[path][&fire] = struct{}{}
+	p.watches[watched][&fire] = struct{}{}
 	r.mu.Unlock()
-	cancel = func() {
+	if err := r.send(Address{Host: target.Host}, watched); err != nil {
+		r.fire([]string{target.Host}, watched, err)
+	}
+	return func() {
 		r.mu.Lock()
 		defer r.mu.Unlock()
-		delete(p.watches[path], &fire)
-		if len(p.watches[path]) == 0 {
-			delete(p.watches, path)
+		delete(p.watches[watched], &fire)
+		if len(p.watches[watched]) == 0 {
+			delete(p.watches, watched)
 		}
 		r.forget(target.Host)
 	}
-	if err := r.send(Address{Host: target.Host}, watch{path, takes}); err != nil {
-		r.fire([]string{target.Host}, path, err)
-	}
-	return cancel
 }
 
-// fire calls the watches on an actor of a peer that goes by hosts, or on all
-// of its actors if path is empty.
-func (r *remote) fire(hosts []string, path string, err error) {
+// fire calls the watches of an actor of a peer that goes by hosts, or of all
+// of its actors if which is zero.
+func (r *remote) fire(hosts []string, which watchMsg, err error) {
 	var watches []*func(error)
 	r.mu.Lock()
 	for _, host := range hosts {
 		p := r.peer(host)
 		for watched := range p.watches {
-			if watched == path || path == "" {
+			if watched == which || which == (watchMsg{}) {
 				watches = slices.AppendSeq(watches, maps.Keys(p.watches[watched]))
 				delete(p.watches, watched)
 			}
@@ -276,7 +283,7 @@ func (r *remote) accept() {
 			l := r.newLink()
 			r.mu.Unlock()
 			r.running.Go(func() { l.end(l.serve(conn)) })
-		case errors.Is(err, net.ErrClosed) || r.ctx.Err() != nil:
+		case errors.Is(err, net.ErrClosed) || r.system.ctx.Err() != nil:
 			return
 		default: // out of file descriptors, perhaps: others may be closed soon
 			r.system.config.Logger.Error("casty: accept", "on", r.system.host, "error", err)
@@ -296,16 +303,17 @@ func (r *remote) accept() {
 type link struct {
 	remote *remote
 	hosts  []string        // what the peer goes by; guarded by remote.mu
+	met    bool            // we have shaken hands; guarded by remote.mu
 	ctx    context.Context // ends when the link is lost
 	cancel context.CancelFunc
 	wake   chan struct{} // tells the writer that there is something to do
 
 	mu        sync.Mutex // guards what follows
 	out       []byte
-	waiting   int                   // messages in out
+	waiting   int                   // users' messages in out
 	enc       *gob.Encoder          // nil: the next message starts a new one
 	learnt    map[reflect.Type]bool // types of messages that gob knows
-	watched   map[string]bool       // actors here that the peer watches
+	watched   map[watchMsg]bool     // actors here that the peer watches
 	finishing bool                  // no more is sent after out
 	err       error                 // why it is lost
 }
@@ -313,9 +321,9 @@ type link struct {
 // newLink makes a link; end is the end of it. The caller holds r.mu.
 func (r *remote) newLink() *link {
 	ctx, cancel := context.WithCancel(r.ctx)
-	l := &link{remote: r, ctx: ctx, cancel: cancel, wake: make(chan struct{}, 1), learnt: map[reflect.Type]bool{}, watched: map[string]bool{}}
+	l := &link{remote: r, ctx: ctx, cancel: cancel, wake: make(chan struct{}, 1), learnt: map[reflect.Type]bool{}, watched: map[watchMsg]bool{}}
 	if r.closed {
-		l.finish()
+		l.fail(ErrClosed)
 	}
 	r.links[l] = struct{}{}
 	return l
@@ -323,11 +331,21 @@ func (r *remote) newLink() *link {
 
 // end tells those who watch actors of the peer that it is lost, and forgets
 // the link: not at once, so that a peer who refuses us is not dialled in a
-// tight loop.
+// tight loop. A link that the peer never knew may have lost messages without
+// its notice, so the peer's other links end with it, and those it does notice.
 func (l *link) end(err error) {
 	r := l.remote
 	l.fail(err)
-	r.fire(l.hosts, "", l.failed())
+	r.mu.Lock()
+	for _, host := range l.hosts {
+		for _, other := range r.peers[host].links {
+			if !l.met && other != l {
+				other.fail(err)
+			}
+		}
+	}
+	r.mu.Unlock()
+	r.fire(l.hosts, watchMsg{}, l.failed())
 	select {
 	case <-time.After(r.heartbeats(1) / 64):
 	case <-r.ctx.Done():
@@ -387,7 +405,7 @@ func (l *link) serve(conn net.Conn) error {
 func (r *remote) greet(conn net.Conn, refused string) error {
 	var frame bytes.Buffer
 	frame.Write(make([]byte, 4))
-	err := gob.NewEncoder(&frame).Encode(hello{protocolVersion, r.system.config.Name, r.system.host, refused})
+	err := gob.NewEncoder(&frame).Encode(hello{protocolVersion, r.system.config.Name, r.system.host, r.system.config.Heartbeat, refused})
 	if err == nil {
 		binary.BigEndian.PutUint32(frame.Bytes(), uint32(frame.Len()-4)|freshBit)
 		_, err = conn.Write(frame.Bytes())
@@ -435,19 +453,20 @@ func (r *remote) meet(conn net.Conn) (theirs hello, err error) {
 func (l *link) talk(conn net.Conn, shake func() (hello, error)) error {
 	r := l.remote
 	defer conn.Close()
-	defer context.AfterFunc(r.ctx, func() { conn.Close() })()
+	defer context.AfterFunc(l.ctx, func() { conn.Close() })()
 	conn.SetDeadline(time.Now().Add(r.heartbeats(patience)))
 	theirs, err := shake()
 	if err != nil {
-		r.system.config.Logger.Warn("casty: refused a connection", "with", conn.RemoteAddr(), "reason", err)
+		r.system.config.Logger.Warn("casty: no handshake", "with", conn.RemoteAddr(), "reason", err)
 		return fmt.Errorf("%w: %w", ErrUnreachable, err)
 	}
 	conn.SetDeadline(time.Time{})
 	r.mu.Lock()
+	l.met = true
 	r.join(l, theirs.Host)
 	r.mu.Unlock()
 	r.running.Go(func() { l.write(conn) })
-	err = l.read(conn, theirs.Host)
+	err = l.read(conn, theirs)
 	r.system.config.Logger.Debug("casty: lost a connection", "to", theirs.Host, "reason", err)
 	return fmt.Errorf("%w: %w", ErrUnreachable, err)
 }
@@ -473,7 +492,6 @@ func (l *link) write(conn net.Conn) {
 		}
 		if _, err := conn.Write(out); err != nil {
 			l.fail(fmt.Errorf("%w: %w", ErrUnreachable, err))
-			conn.Close()
 			return
 		}
 		if closer, ok := conn.(interface{ CloseWrite() error }); finishing && ok {
@@ -501,8 +519,9 @@ func (a awake) Read(p []byte) (int, error) {
 }
 
 // read owns the receiving side, and never waits for an actor.
-func (l *link) read(conn net.Conn, peer string) error {
-	in := bufio.NewReaderSize(awake{conn, l.remote.heartbeats(silence)}, 64<<10)
+func (l *link) read(conn net.Conn, peer hello) error {
+	heartbeat := max(l.remote.heartbeats(1), min(peer.Heartbeat, time.Minute)) // theirs may be slower than ours
+	in := bufio.NewReaderSize(awake{conn, silence * heartbeat}, 64<<10)
 	limit := uint32(l.remote.system.config.MaxMessage)
 	var body bytes.Buffer
 	dec := gob.NewDecoder(&body)
@@ -526,7 +545,7 @@ func (l *link) read(conn net.Conn, peer string) error {
 			return err
 		}
 		msg, err := decode(dec)
-		l.receive(peer, msg, err)
+		l.receive(peer.Host, msg, err)
 		if body.Reset(); body.Cap() > 1<<20 {
 			body = bytes.Buffer{}
 		}
@@ -548,22 +567,26 @@ func (l *link) receive(peer string, msg envelope, err error) {
 	to := s.at(msg.To)
 	if err != nil {
 		s.deadLetter(to, msg.Message, fmt.Errorf("%w; %s", err, s.takes(to)))
-		l.send(envelope{Message: relearn{}})
+		l.send(envelope{Message: relearnMsg{}})
 		return
 	}
 	switch m := msg.Message.(type) {
-	case watch:
+	case watchMsg:
 		l.watchFor(peer, m)
-	case ended:
+	case endedMsg:
 		reason := &peerError{m.Reason, ErrStopped}
 		if m.WrongType {
 			reason.is = ErrWrongType
 		}
-		l.remote.fire(l.hosts, m.Target, reason)
-	case relearn:
+		l.remote.fire(l.hosts, m.Watch, reason)
+	case relearnMsg:
 		l.mu.Lock()
 		l.enc = nil
 		l.mu.Unlock()
+	case interface{ from() string }: // who may speak for itself only
+		if m.from() == peer {
+			s.deliver(to, m)
+		}
 	default:
 		if err := s.deliver(to, m); err != nil {
 			s.deadLetter(to, m, err)
@@ -581,10 +604,10 @@ func (e *peerError) Error() string { return e.text }
 func (e *peerError) Unwrap() error { return e.is }
 
 // watchFor tells the peer when an actor here stops, once however often it asks.
-func (l *link) watchFor(peer string, m watch) {
+func (l *link) watchFor(peer string, m watchMsg) {
 	l.mu.Lock()
-	again := l.watched[m.Target]
-	l.watched[m.Target] = true
+	again := l.watched[m]
+	l.watched[m] = true
 	l.mu.Unlock()
 	if again {
 		return
@@ -592,10 +615,10 @@ func (l *link) watchFor(peer string, m watch) {
 	s := l.remote.system
 	s.watchUntil(l.ctx, s.at(m.Target), m.Takes, func(err error) {
 		l.mu.Lock()
-		delete(l.watched, m.Target)
+		delete(l.watched, m)
 		l.mu.Unlock()
-		if l.remote.send(Address{Host: peer}, ended{m.Target, err.Error(), errors.Is(err, ErrWrongType)}) != nil {
-			l.fail(errors.New("the peer does not read what it has asked for"))
+		if l.remote.send(Address{Host: peer}, endedMsg{m, brief(err), errors.Is(err, ErrWrongType)}) != nil {
+			l.fail(fmt.Errorf("%w: it does not read what it has asked for", ErrUnreachable))
 		}
 	})
 }
@@ -610,12 +633,16 @@ func (l *link) failed() error {
 func (l *link) fail(err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.err == nil {
-		l.err = err
-		l.cancel()
-		l.remote.system.deadLetters.Add(uint64(l.waiting)) // what was written may be lost too; nobody can tell
-		l.out, l.waiting = nil, 0
+	if l.err != nil {
+		return
 	}
+	l.err = err
+	l.cancel()
+	if s := l.remote.system; l.waiting > 0 { // what was written may be lost too; nobody can tell
+		s.deadLetters.Add(uint64(l.waiting))
+		s.config.Logger.Warn("casty: dead letters", "messages", l.waiting, "to", l.hosts, "reason", err)
+	}
+	l.out, l.waiting = nil, 0
 }
 
 // finish lets the writer end when it has written everything.
@@ -649,7 +676,9 @@ func (l *link) send(msg envelope) error {
 	if err := l.encode(msg); err != nil {
 		return fmt.Errorf("%w: %w", ErrUnsendable, err)
 	}
-	l.waiting++
+	if _, repeated := msg.Message.(interface{ from() string }); !repeated && msg.To != "" {
+		l.waiting++
+	}
 	l.poke()
 	return nil
 }

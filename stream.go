@@ -106,7 +106,7 @@ var (
 	ErrCompleted         = errors.New("the stream has been completed")
 	ErrCancelled         = errors.New("cancelled by the consumer")
 	ErrAlreadySubscribed = errors.New("already subscribed")
-	ErrCannotResume      = errors.New("cannot resume: the producer does not know this consumer")
+	ErrCannotResume      = errors.New("cannot resume: the producer is not the same, or has gone on with another consumer")
 	ErrIdle              = errors.New("idle: no element for too long")
 	errNoConsumer        = errors.New("no consumer has subscribed")
 )
@@ -121,6 +121,7 @@ type lifeline struct {
 	pause     time.Duration
 	hurried   bool
 	lost      time.Time // since when the peer is unreachable; zero: it is not
+	quiet     bool      // nothing has been heard since the last tick
 }
 
 func newLifeline(in Host) lifeline {
@@ -137,7 +138,7 @@ func watchOver[M, P any](l *lifeline, self *Actor[M], peer ActorRef[P]) {
 
 // hears notes a sign of life.
 func (l *lifeline) hears() {
-	l.hurried, l.lost, l.pause = false, time.Time{}, l.heartbeat
+	l.quiet, l.hurried, l.lost, l.pause = false, false, time.Time{}, l.heartbeat
 }
 
 // loses notes that the peer is unreachable, or still is.
@@ -437,8 +438,7 @@ func (p *producer[E]) last() StreamConsumerMsg[E] {
 	if p.cause == nil {
 		return StreamCompleted[E]{p.next()}
 	}
-	reason := p.cause.Error()
-	return StreamFailed[E]{Seq: p.next(), Reason: reason[:min(len(reason), 1024)]}
+	return StreamFailed[E]{Seq: p.next(), Reason: brief(p.cause)}
 }
 
 // fail ends the stream before the element at cursor, which cannot be sent.
@@ -479,6 +479,11 @@ func (p *producer[E]) heard(from ActorRef[StreamConsumerMsg[E]]) bool {
 }
 
 func (p *producer[E]) subscribe(m Subscribe[E]) {
+	select {
+	case err := <-p.watch:
+		p.lose(err) // before we refuse somebody for its sake
+	default:
+	}
 	switch {
 	case m.Consumer == (ActorRef[StreamConsumerMsg[E]]{}):
 		return
@@ -487,6 +492,8 @@ func (p *producer[E]) subscribe(m Subscribe[E]) {
 			return // it is late: the consumer has since acknowledged more; or it is nonsense
 		}
 		p.cursor = m.From // the consumer has missed something: rewind
+	case p.attached() && !p.lost.IsZero() && time.Since(p.lost) < p.heartbeat:
+		return // ours may be back in a moment; this one will ask again
 	case p.attached() && p.lost.IsZero():
 		m.Consumer.Tell(p.self, StreamFailed[E]{Reason: ErrAlreadySubscribed.Error(), Refused: true})
 		return
@@ -648,7 +655,10 @@ func (s *SourceRef[E]) next(ctx context.Context) ([]E, error) {
 	if s.idle > 0 {
 		idle = time.After(s.idle)
 	}
-	if ctx.Err() != nil {
+	switch {
+	case closed(s.left):
+		return nil, s.failed(ErrCancelled)
+	case ctx.Err() != nil:
 		return nil, s.failed(context.Cause(ctx))
 	}
 	select {
@@ -747,6 +757,9 @@ func (c *consumer[E]) run() {
 		case <-c.tick.C:
 			c.retry()
 		case <-c.self.Done():
+			if closed(c.left) {
+				c.cancel() // the user left the loop, and then closed the system
+			}
 			return
 		}
 	}
@@ -815,8 +828,11 @@ func (c *consumer[E]) say() {
 	if !c.answered {
 		where = Subscribe[E]{c.self.Ref(), c.received, c.demand}
 	}
-	err := c.producer.tell(c.self, where)
-	if c.cancelled { // said last: a producer that does not know us would not listen
+	err := error(nil)
+	if !c.cancelled || !c.answered { // a producer that does not know us would not listen to a cancel
+		err = c.producer.tell(c.self, where)
+	}
+	if c.cancelled {
 		err = cmp.Or(err, c.producer.tell(c.self, StreamCancel[E]{c.self.Ref()}))
 	}
 	if err != nil {
@@ -877,7 +893,6 @@ func (c *consumer[E]) cancel() {
 		c.cancelled = true
 		c.finish(ErrCancelled)
 		c.say()
-		c.over = !c.started
 	}
 }
 
@@ -892,7 +907,7 @@ func (c *consumer[E]) lose(err error) {
 		c.hear(<-c.self.mailbox)
 	}
 	if errors.Is(err, ErrStopped) {
-		err = fmt.Errorf("cannot resume, the producer ended before completion: %w", err)
+		err = fmt.Errorf("%w: it ended before completion: %w", ErrCannotResume, err)
 	}
 	c.finish(err)
 	c.over = true
@@ -904,8 +919,8 @@ func (c *consumer[E]) retry() {
 	if !c.started {
 		return
 	}
-	if c.lost.IsZero() && c.ended {
-		c.lost = time.Now() // nobody waits for us, so we wait for the producer no longer than if it were lost
+	if c.lost.IsZero() && c.quiet {
+		c.lost = time.Now() // it does not answer
 	}
 	if !c.lost.IsZero() && time.Since(c.lost) >= c.options.peerTimeout {
 		c.finish(fmt.Errorf("%w for %v", ErrUnreachable, c.options.peerTimeout))
@@ -919,5 +934,5 @@ func (c *consumer[E]) retry() {
 	if c.received == c.before || c.ended || !c.answered {
 		c.say()
 	}
-	c.before, c.gap = c.received, none
+	c.quiet, c.before, c.gap = true, c.received, none
 }
