@@ -507,21 +507,23 @@ func (l *link) write(conn net.Conn) {
 	}
 }
 
-// awake is a connection that fails when it has been silent for too long.
+// awake is a connection that fails when it has been silent for too long. Its
+// first bytes may take longer: the peer says nothing before it has our hello.
 type awake struct {
 	net.Conn
-	silence time.Duration
+	first, silence time.Duration
 }
 
-func (a awake) Read(p []byte) (int, error) {
-	a.SetReadDeadline(time.Now().Add(a.silence))
+func (a *awake) Read(p []byte) (int, error) {
+	a.SetReadDeadline(time.Now().Add(max(a.first, a.silence)))
+	a.first = 0
 	return a.Conn.Read(p)
 }
 
 // read owns the receiving side, and never waits for an actor.
 func (l *link) read(conn net.Conn, peer hello) error {
 	heartbeat := max(l.remote.heartbeats(1), min(peer.Heartbeat, time.Minute)) // theirs may be slower than ours
-	in := bufio.NewReaderSize(awake{conn, silence * heartbeat}, 64<<10)
+	in := bufio.NewReaderSize(&awake{conn, patience * heartbeat, silence * heartbeat}, 64<<10)
 	limit := uint32(l.remote.system.config.MaxMessage)
 	var body bytes.Buffer
 	dec := gob.NewDecoder(&body)
