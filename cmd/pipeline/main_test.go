@@ -1,0 +1,597 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
+	"math/big"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+func TestReadingsStayInRange(t *testing.T) {
+	for _, sensor := range Sensors() {
+		for seed := range uint64(100) {
+			n := 0
+			for reading := range measure(sensor, 50, seed) {
+				n++
+				if reading.Value < sensor.Low || reading.Value > sensor.High {
+					t.Errorf("seed %d: %v is not between %v and %v", seed, reading, sensor.Low, sensor.High)
+				}
+				if reading.Seq != n || reading.Sensor != sensor.Name || reading.Unit != sensor.Unit {
+					t.Errorf("reading %d of %v is %+v", n, sensor, reading)
+				}
+			}
+			if n != 50 {
+				t.Errorf("%d readings, not 50", n)
+			}
+		}
+	}
+}
+
+func TestReadingsDependOnSeedAndSensor(t *testing.T) {
+	values := func(sensor Sensor, seed uint64) (in []float64) { // between 0 and 1, to compare kinds
+		for reading := range measure(sensor, 20, seed) {
+			in = append(in, (reading.Value-sensor.Low)/(sensor.High-sensor.Low))
+		}
+		return in
+	}
+	temp, humidity := Sensors()[0], Sensors()[1]
+	if !slices.Equal(values(temp, 1), values(temp, 1)) {
+		t.Error("one seed gave two series")
+	}
+	if slices.Equal(values(temp, 1), values(temp, 2)) {
+		t.Error("two seeds gave one series")
+	}
+	if slices.EqualFunc(values(temp, 1), values(humidity, 1), func(a, b float64) bool { return a-b < 0.01 && b-a < 0.01 }) {
+		t.Error("two kinds of sensors rise and fall together")
+	}
+}
+
+func TestAnomalyIsStrictlyAboveTheLimit(t *testing.T) {
+	for kind, limit := range map[string]float64{"temp": 30, "humidity": 70, "pressure": 1020} {
+		for value, want := range map[float64]bool{limit - 0.01: false, limit: false, limit + 0.01: true} {
+			alert, anomaly := SensorReading{Sensor: kind, Value: value}.Alert()
+			if anomaly != want || alert.Limit != limit {
+				t.Errorf("%s %v: anomaly %v, limit %v", kind, value, anomaly, alert.Limit)
+			}
+		}
+	}
+	if _, anomaly := (SensorReading{Sensor: "noise", Value: 1e9}).Alert(); anomaly {
+		t.Error("a reading of an unknown kind is an anomaly")
+	}
+}
+
+func TestSparkline(t *testing.T) {
+	var readings []SensorReading
+	for _, value := range []float64{18, 25, 30, 30.5, 35, 26} {
+		readings = append(readings, SensorReading{Sensor: "temp", Value: value})
+	}
+	if line, marks := sparkline(readings, 18, 35, &console{}); line != "▁▄▆▆█▄" || marks != "   !!" {
+		t.Errorf("%q %q", line, marks)
+	}
+	if line, _ := sparkline(readings[3:5], 30.5, 35, &console{colour: true}); line != "\x1b[31m▁\x1b[0m\x1b[31m█\x1b[0m" {
+		t.Errorf("%q", line)
+	}
+	if line, _ := sparkline(readings[:1], 18, 18, &console{}); line != "▁" {
+		t.Errorf("%q", line)
+	}
+	if line, _ := sparkline(slices.Repeat(readings[:1], 100), 18, 18, &console{}); line != strings.Repeat("▁", 60) {
+		t.Errorf("%q", line)
+	}
+}
+
+func TestUsage(t *testing.T) {
+	tests := map[string]string{ // the arguments, and what must be said of them
+		"sensor":                                `"sensor": want node, client or nothing`,
+		"node extra":                            `unexpected argument "extra"`,
+		"client -producers 2 extra":             `unexpected argument "extra"`,
+		"node -alert-monitor true":              `unexpected argument "true"`,
+		"node -colour":                          `not defined: -colour`,
+		"client -sensor temp":                   `not defined: -sensor`,
+		"-producers 3":                          `not defined: -producers`,
+		"node -sensor noise":                    `"noise" for flag -sensor: want one of temp, humidity, pressure`,
+		"node -address localhost":               `"localhost" for flag -address: want host:port`,
+		"node -address :25520":                  `":25520" for flag -address: want host:port`,
+		"node -address 127.0.0.1:65536":         `for flag -address: want host:port`,
+		"node -bind 0.0.0.0":                    `"0.0.0.0" for flag -bind: want host:port`,
+		"node -seeds a:1,b":                     `"a:1,b" for flag -seeds: want host:port`,
+		"client -seeds 127.0.0.1:http":          `for flag -seeds: want host:port`,
+		"client -seeds a:1,b:0":                 `"a:1,b:0" for flag -seeds: want the port`,
+		"client -producers 0":                   `"0" for flag -producers: want a whole number`,
+		"client -patience -1s":                  `"-1s" for flag -patience: want a time like`,
+		"node -nodes three":                     `"three" for flag -nodes: want a whole number`,
+		"node -interval 1":                      `"1" for flag -interval: want a time like`,
+		"-readings -1":                          `"-1" for flag -readings: want a whole number`,
+		"-random x":                             `"x" for flag -random`,
+		"-tls-cert a":                           `want all three of -tls-cert, -tls-key and -tls-ca`,
+		"client -tls-key a -tls-ca b":           `want all three of -tls-cert, -tls-key and -tls-ca`,
+		"node -tls-cert a -tls-key a -tls-ca /": `-tls-cert a, -tls-key a: `,
+	}
+	for args, want := range tests {
+		var stdout, stderr bytes.Buffer
+		if status := run(t.Context(), strings.Fields(args), &stdout, &stderr); status != 2 {
+			t.Errorf("%s: status %d", args, status)
+		}
+		if !strings.Contains(stderr.String(), want) || !strings.Contains(stderr.String(), "-tls-ca file") || stdout.Len() > 0 {
+			t.Errorf("%s: printed %q and %q, want %q", args, &stdout, &stderr, want)
+		}
+	}
+	var stdout, stderr bytes.Buffer
+	if status := run(t.Context(), []string{"node", "-h"}, &stdout, &stderr); status != 0 || stderr.Len() > 0 ||
+		!strings.Contains(stdout.String(), "-alert-monitor") {
+		t.Errorf("-h: status %d, printed %q and %q", status, &stdout, &stderr)
+	}
+}
+
+func TestEverything(t *testing.T) {
+	all := launch(t, "-interval", "5ms")
+	out := all.succeeds(t)
+	if got := all.stderr.String(); got != "" {
+		t.Errorf("nothing is wrong, but stderr has %s", got)
+	}
+	for _, want := range []string{
+		`(?m)^humidity %    127\.0\.0\.1:\d+ +complete +20 +[\d.]+ +[\d.]+ +[\d.]+ +7  [▁-█]{20}$`,
+		`(?m)^pressure hPa  127\.0\.0\.1:\d+ +complete +20 `,
+		`(?m)^temp °C       127\.0\.0\.1:\d+ +complete +20 `,
+		`(?m)^total +60 +17$`,
+		`(?m)^60 readings pushed, 60 received: they agree$`,
+		`(?m)^17 anomalies found, 17 alerts received by the monitor: they agree$`,
+	} {
+		if !regexp.MustCompile(want).MatchString(out) {
+			t.Errorf("no %s in:\n%s", want, out)
+		}
+	}
+	for line, want := range map[string]int{"reading": 60, "alert": 17, "node": 6, "client": 3} {
+		if n := len(starting(out, line)); n != want {
+			t.Errorf("%d %ss, not %d, in:\n%s", n, line, want, out)
+		}
+	}
+	if strings.Contains(out, "\x1b") {
+		t.Error("there is colour where there is no terminal")
+	}
+}
+
+func TestTheSameSeedGivesTheSameReadings(t *testing.T) {
+	readings := func(seed string) []string {
+		out := launch(t, "-interval", "1ms", "-readings", "10", "-random", seed).succeeds(t)
+		return starting(out, "reading")
+	}
+	first := readings("1")
+	if again := readings("1"); !slices.Equal(first, again) {
+		t.Errorf("%q\n%q", first, again)
+	}
+	if other := readings("2"); slices.Equal(first, other) {
+		t.Error("another seed gave the same")
+	}
+}
+
+func TestOverTLS(t *testing.T) {
+	cert, key := certificate(t)
+	launch(t, "-interval", "1ms", "-tls-cert", cert, "-tls-key", key, "-tls-ca", cert).succeeds(t)
+	node := launch(t, "node", "-address", "127.0.0.1:0", "-nodes", "1", "-tls-cert", cert, "-tls-key", key, "-tls-ca", cert)
+	strangersCert, strangersKey := certificate(t)
+	for name, flags := range map[string][]string{
+		"does not trust the node": {"-tls-cert", strangersCert, "-tls-key", strangersKey, "-tls-ca", strangersCert},
+		"is not trusted":          {"-tls-cert", strangersCert, "-tls-key", strangersKey, "-tls-ca", cert},
+		"has no TLS":              nil,
+	} {
+		client := launch(t, append([]string{"client", "-seeds", node.address(t)}, flags...)...)
+		client.stderr.await(t, "\n") // whatever is said of it
+		client.interrupt()           // it would try again for a while
+		if status := client.wait(t); status != 130 && status != 1 {
+			t.Errorf("a client that %s: status %d", name, status)
+		}
+	}
+	if out := node.stdout.String(); strings.Contains(out, "pushed") {
+		t.Error("a stranger was let in")
+	}
+}
+
+func TestInterrupt(t *testing.T) {
+	all := launch(t, "-interval", "5ms", "-readings", "1000000")
+	all.stdout.await(t, "reading  temp        3")
+	all.interrupt()
+	if status := all.wait(t); status != 130 {
+		t.Errorf("status %d", status)
+	}
+	out := all.stdout.String()
+	if got := regexp.MustCompile(`(?m)^total +(\d+)`).FindStringSubmatch(out); got == nil ||
+		got[1] != fmt.Sprint(len(starting(out, "reading"))) {
+		t.Errorf("the total is %q in:\n%s", got, out)
+	}
+	if n := strings.Count(out, "cut short"); n != 3 {
+		t.Errorf("%d streams were cut short in:\n%s", n, out)
+	}
+	if got := all.stderr.String(); !strings.HasSuffix(got, "pipeline: interrupted\n") {
+		t.Errorf("stderr: %s", got)
+	}
+}
+
+func TestInterruptWhileWaitingForOthers(t *testing.T) {
+	node := launch(t, "node", "-address", "127.0.0.1:0", "-nodes", "2")
+	client := launch(t, "client", "-seeds", node.address(t), "-producers", "1")
+	client.interrupt()
+	if status := client.wait(t); status != 130 || !strings.Contains(client.stdout.String(), "total") {
+		t.Errorf("client: status %d: %s", status, client.stdout)
+	}
+	node.interrupt()
+	if status := node.wait(t); status != 130 {
+		t.Errorf("node: status %d", status)
+	}
+}
+
+func TestNoCluster(t *testing.T) {
+	nobody, err := net.Listen("tcp", "127.0.0.1:0") // it takes connections, and says nothing
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nobody.Close()
+	inUse := launch(t, "node", "-address", nobody.Addr().String())
+	if status := inUse.wait(t); status != 1 || !strings.Contains(inUse.stderr.String(), "in use") {
+		t.Errorf("status %d: %s", status, inUse.stderr)
+	}
+	client := launch(t, "client", "-seeds", nobody.Addr().String())
+	client.interrupt()
+	if status := client.wait(t); status != 130 {
+		t.Errorf("status %d: %s", status, client.stderr)
+	}
+}
+
+// TestRoles runs each role by itself, as on machines of their own.
+func TestRoles(t *testing.T) {
+	monitor, others := cluster(t, launch, "-interval", "5ms")
+	client := launch(t, "client", "-seeds", monitor.address(t))
+	out := client.succeeds(t)
+	if want := "17 anomalies found, 17 alerts acknowledged by the monitor: they agree\n"; !strings.HasSuffix(out, want) {
+		t.Errorf("no %s in:\n%s", want, out)
+	}
+	if out := monitor.succeeds(t); len(starting(out, "alert")) != 17 {
+		t.Errorf("not 17 alerts in:\n%s", out)
+	}
+	for _, other := range others {
+		if out := other.succeeds(t); !strings.Contains(out, "has pushed 20 readings") {
+			t.Error(out)
+		}
+	}
+}
+
+// TestSecondClient: what one client receives is not for another, whose coming
+// and going does the first no harm.
+func TestSecondClient(t *testing.T) {
+	monitor, others := cluster(t, launch, "-interval", "10ms", "-readings", "100")
+	first := launch(t, "client", "-seeds", monitor.address(t))
+	for _, sensor := range Sensors() {
+		first.stdout.await(t, fmt.Sprintf("reading  %-8s    1", sensor))
+	}
+	second := launch(t, "client", "-seeds", monitor.address(t), "-producers", "1")
+	out := first.succeeds(t)
+	for _, node := range append(others, monitor) {
+		node.succeeds(t)
+	}
+	if n := len(starting(out, "reading")); n != 300 {
+		t.Errorf("%d readings, not 300", n)
+	}
+	second.interrupt() // in case it was too late to find a sensor
+	if status := second.wait(t); status == 0 || len(starting(second.stdout.String(), "reading")) > 0 {
+		t.Errorf("status %d:\n%s", status, second.stdout)
+	}
+}
+
+// TestProcesses does it with real ones, some of which do not live to the end.
+func TestProcesses(t *testing.T) {
+	binary := filepath.Join(t.TempDir(), "pipeline")
+	if out, err := exec.Command("go", "build", "-o", binary, ".").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	spawn := func(t *testing.T, args ...string) *running { return start(t, binary, args...) }
+	for name, scenario := range map[string]func(*testing.T, launcher){
+		"all live":           allLive,
+		"a node is killed":   nodeKilled,
+		"the monitor dies":   monitorReplaced,
+		"the client dies":    clientReplaced,
+		"client interrupted": clientInterrupted,
+		"node interrupted":   nodeInterrupted,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			scenario(t, spawn)
+		})
+	}
+}
+
+func allLive(t *testing.T, spawn launcher) {
+	monitor, others := cluster(t, spawn, "-interval", "20ms")
+	spawn(t, "client", "-seeds", monitor.address(t)).succeeds(t)
+	for _, node := range append(others, monitor) {
+		node.succeeds(t)
+	}
+}
+
+func nodeKilled(t *testing.T, spawn launcher) {
+	monitor, others := cluster(t, spawn, "-interval", "20ms", "-nodes", "4")
+	victim := spawn(t, "node", "-address", "127.0.0.1:0", "-seeds", monitor.address(t), "-nodes", "4",
+		"-sensor", "pressure", "-interval", "20ms", "-readings", "1000000", "-random", "3")
+	victims, survivors := victim.address(t), append(others, monitor)
+	client := spawn(t, "client", "-seeds", monitor.address(t), "-producers", "4", "-patience", "2s")
+	for _, node := range survivors {
+		client.stdout.await(t, "receives from casty://pipeline@"+node.address(t))
+	}
+	client.stdout.await(t, "reading  pressure   21") // only the victim comes that far
+	victim.kill()
+	if status := client.wait(t); status != 1 {
+		t.Errorf("status %d", status)
+	}
+	out := client.stdout.String()
+	if !regexp.MustCompile(`(?m)^pressure hPa +`+victims+` +cut short `).MatchString(out) || strings.Count(out, " complete ") != 3 {
+		t.Errorf("the summary does not tell who failed:\n%s", out)
+	}
+	if got := client.stderr.String(); !strings.Contains(got, victims+"/sensor-pressure: unreachable") {
+		t.Errorf("stderr: %s", got)
+	}
+	for _, node := range survivors {
+		node.succeeds(t)
+	}
+}
+
+// monitorReplaced: the alerts that the dead monitor has not acknowledged, and
+// all later ones, go to the node that takes its place.
+func monitorReplaced(t *testing.T, spawn launcher) {
+	seed := spawn(t, "node", "-address", "127.0.0.1:0", "-nodes", "1", "-interval", "20ms", "-readings", "100")
+	victim := spawn(t, "node", "-address", "127.0.0.1:0", "-seeds", seed.address(t), "-nodes", "2",
+		"-sensor", "humidity", "-interval", "20ms", "-readings", "1000000", "-alert-monitor")
+	client := spawn(t, "client", "-seeds", seed.address(t), "-patience", "5s")
+	victim.stdout.await(t, "alert ")
+	victim.kill()
+	next := spawn(t, "node", "-address", "127.0.0.1:0", "-seeds", seed.address(t), "-nodes", "2",
+		"-sensor", "pressure", "-interval", "20ms", "-alert-monitor")
+	if status := client.wait(t); status != 1 {
+		t.Errorf("status %d", status)
+	}
+	if !strings.Contains(client.stdout.String(), "acknowledged by the monitor: they agree") ||
+		strings.Count(client.stdout.String(), " complete ") != 2 {
+		t.Errorf("client:\n%s", client.stdout)
+	}
+	seed.succeeds(t)
+	if out := next.succeeds(t); len(starting(out, "alert")) == 0 {
+		t.Errorf("no alerts in:\n%s", out)
+	}
+}
+
+// clientReplaced: the next client gets all that the dead one has not acknowledged.
+func clientReplaced(t *testing.T, spawn launcher) {
+	monitor, others := cluster(t, spawn, "-interval", "20ms", "-readings", "50")
+	first := spawn(t, "client", "-seeds", monitor.address(t))
+	monitor.stdout.await(t, "alert ")
+	first.kill()
+	out := spawn(t, "client", "-seeds", monitor.address(t)).succeeds(t)
+	for _, sensor := range Sensors() {
+		if !strings.Contains(out, fmt.Sprintf("reading  %-8s   50", sensor)) {
+			t.Errorf("the last reading of %v is not in:\n%s", sensor, out)
+		}
+	}
+	for _, node := range append(others, monitor) {
+		node.succeeds(t)
+	}
+}
+
+func clientInterrupted(t *testing.T, spawn launcher) {
+	monitor, others := cluster(t, spawn, "-interval", "20ms", "-readings", "1000000")
+	client := spawn(t, "client", "-seeds", monitor.address(t))
+	for _, sensor := range Sensors() {
+		client.stdout.await(t, fmt.Sprintf("reading  %-8s    3", sensor))
+	}
+	client.interrupt()
+	if status := client.wait(t); status != 130 || !strings.Contains(client.stdout.String(), "cut short") {
+		t.Errorf("status %d:\n%s", status, client.stdout)
+	}
+	for _, node := range append(others, monitor) { // each has been cancelled, or waits for the next client
+		node.interrupt()
+		if status := node.wait(t); status != 1 && status != 130 {
+			t.Errorf("status %d: %s", status, node.stderr)
+		}
+	}
+}
+
+func nodeInterrupted(t *testing.T, spawn launcher) {
+	node := spawn(t, "node", "-address", "127.0.0.1:0", "-nodes", "1", "-interval", "20ms", "-readings", "1000000", "-alert-monitor")
+	client := spawn(t, "client", "-seeds", node.address(t), "-producers", "1", "-patience", "1s")
+	client.stdout.await(t, "reading  temp        3")
+	node.interrupt()
+	if status := node.wait(t); status != 130 {
+		t.Errorf("node: status %d: %s", status, node.stderr)
+	}
+	if status := client.wait(t); status != 1 || !strings.Contains(client.stdout.String(), "cut short") {
+		t.Errorf("client: status %d:\n%s", status, client.stdout)
+	}
+}
+
+// Helpers.
+
+// A running program, in this process or another.
+type running struct {
+	stdout, stderr  *output
+	ended           chan struct{} // then there is a status
+	status          int
+	interrupt, kill func()
+}
+
+type launcher func(t *testing.T, args ...string) *running
+
+// launch runs the program in this process.
+func launch(t *testing.T, args ...string) *running {
+	ctx, cancel := context.WithCancel(t.Context())
+	r := &running{stdout: newOutput(), stderr: newOutput(), ended: make(chan struct{}), interrupt: cancel}
+	go func() {
+		defer close(r.ended)
+		r.status = run(ctx, args, r.stdout, r.stderr)
+	}()
+	t.Cleanup(func() {
+		cancel()
+		<-r.ended
+	})
+	return r
+}
+
+// start runs the program in another process.
+func start(t *testing.T, binary string, args ...string) *running {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), binary, args...)
+	r := &running{stdout: newOutput(), stderr: newOutput(), ended: make(chan struct{})}
+	cmd.Stdout, cmd.Stderr = r.stdout, r.stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	r.interrupt = func() { cmd.Process.Signal(os.Interrupt) }
+	r.kill = func() { cmd.Process.Kill() }
+	go func() {
+		defer close(r.ended)
+		cmd.Wait()
+		r.status = cmd.ProcessState.ExitCode()
+	}()
+	t.Cleanup(func() {
+		r.kill()
+		<-r.ended
+	})
+	return r
+}
+
+// cluster starts three nodes, the first of which is the seed and the monitor.
+func cluster(t *testing.T, begin launcher, flags ...string) (monitor *running, others []*running) {
+	t.Helper()
+	// Port 0 twice: the address takes over the port that was bound.
+	monitor = begin(t, append([]string{"node", "-address", "127.0.0.1:0", "-bind", "127.0.0.1:0", "-seeds", "", "-alert-monitor"}, flags...)...)
+	for _, sensor := range []string{"humidity", "pressure"} {
+		others = append(others, begin(t, append([]string{"node", "-address", "127.0.0.1:0",
+			"-seeds", monitor.address(t), "-sensor", sensor}, flags...)...))
+	}
+	return monitor, others
+}
+
+// address waits for a node to say where it is.
+func (r *running) address(t *testing.T) string {
+	t.Helper()
+	return strings.Fields(r.stdout.await(t, " measures "))[1]
+}
+
+func (r *running) wait(t *testing.T) int {
+	t.Helper()
+	select {
+	case <-r.ended:
+	case <-time.After(time.Minute):
+		t.Fatalf("it does not end; so far:\n%s%s", r.stdout, r.stderr)
+	}
+	return r.status
+}
+
+// succeeds waits for status 0, and returns what was printed.
+func (r *running) succeeds(t *testing.T) string {
+	t.Helper()
+	if status := r.wait(t); status != 0 {
+		t.Errorf("status %d:\n%s%s", status, r.stdout, r.stderr)
+	}
+	return r.stdout.String()
+}
+
+// starting returns the lines that start with a word, sorted.
+func starting(text, word string) (lines []string) {
+	for line := range strings.Lines(text) {
+		if strings.HasPrefix(line, word+" ") {
+			lines = append(lines, line)
+		}
+	}
+	slices.Sort(lines)
+	return lines
+}
+
+// An output collects what is written, and lets a test wait for some of it.
+type output struct {
+	mu   sync.Mutex // guards what follows
+	text strings.Builder
+	more chan struct{} // closed, and replaced, at each write
+}
+
+func newOutput() *output { return &output{more: make(chan struct{})} }
+
+func (o *output) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	close(o.more)
+	o.more = make(chan struct{})
+	return o.text.Write(p)
+}
+
+func (o *output) String() string {
+	text, _ := o.now()
+	return text
+}
+
+func (o *output) now() (string, <-chan struct{}) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.text.String(), o.more
+}
+
+// await returns the first whole line that has some text in it.
+func (o *output) await(t *testing.T, part string) string {
+	t.Helper()
+	deadline := time.After(time.Minute)
+	for {
+		text, more := o.now()
+		for line := range strings.Lines(text) {
+			if strings.Contains(line, part) && strings.HasSuffix(line, "\n") {
+				return line
+			}
+		}
+		select {
+		case <-more:
+		case <-deadline:
+			t.Fatalf("no %q in:\n%s", part, text)
+		}
+	}
+}
+
+// certificate makes one for 127.0.0.1 that is its own authority.
+func certificate(t *testing.T) (cert, key string) {
+	t.Helper()
+	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber:          big.NewInt(1),
+		NotAfter:              time.Now().Add(time.Hour),
+		IPAddresses:           []net.IP{net.IPv4(127, 0, 0, 1)},
+		IsCA:                  true,
+		BasicConstraintsValid: true,
+	}
+	public, err := x509.CreateCertificate(rand.Reader, template, template, &private.PublicKey, private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	secret, err := x509.MarshalPKCS8PrivateKey(private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write := func(name, kind string, der []byte) string {
+		file := filepath.Join(t.TempDir(), name)
+		if err := os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return file
+	}
+	return write("cert.pem", "CERTIFICATE", public), write("key.pem", "PRIVATE KEY", secret)
+}
