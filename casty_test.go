@@ -1748,8 +1748,6 @@ func dialRaw(t testing.TB, node *casty.System) net.Conn {
 type rawPeer struct {
 	t    testing.TB
 	conn net.Conn
-	out  bytes.Buffer
-	enc  *gob.Encoder
 }
 
 type envelope struct {
