@@ -111,72 +111,18 @@ var (
 	errNoConsumer        = errors.New("no consumer has subscribed")
 )
 
-// A lifeline is what one end of a stream knows of the other: whether it can
-// be reached, and when to say something again.
-type lifeline struct {
-	heartbeat time.Duration
-	watch     <-chan error // nil once it has fired: the next tick watches, and so dials, again
-	unwatch   context.CancelFunc
-	tick      *time.Timer // once per heartbeat; in trouble, after a growing pause
-	pause     time.Duration
-	hurried   bool
-	lost      time.Time // since when the peer is unreachable; zero: it is not
-	quiet     bool      // nothing has been heard since the last tick
-}
-
-func newLifeline(in Host) lifeline {
-	heartbeat := in.system().config.Heartbeat
-	return lifeline{heartbeat: heartbeat, tick: time.NewTimer(heartbeat), pause: heartbeat, unwatch: func() {}}
-}
-
-// watchOver watches the peer, in place of whom it watched before.
-func watchOver[M, P any](l *lifeline, self *Actor[M], peer ActorRef[P]) {
-	l.unwatch()
-	ctx, cancel := context.WithCancel(self.Context())
-	l.watch, l.unwatch = peer.Watch(ctx, self), cancel
-}
-
-// hears notes a sign of life.
-func (l *lifeline) hears() {
-	l.quiet, l.hurried, l.lost, l.pause = false, false, time.Time{}, l.heartbeat
-}
-
-// loses notes that the peer is unreachable, or still is.
-func (l *lifeline) loses() {
-	l.watch = nil
-	if l.lost.IsZero() {
-		l.lost = time.Now()
-	}
-	l.hurry()
-}
-
-// hurry brings the next tick forward, and lets the pauses grow from there
-// until something is heard.
-func (l *lifeline) hurry() {
-	if !l.hurried {
-		l.hurried, l.pause = true, l.heartbeat/64
-		l.again()
-	}
-}
-
-// again sets the next tick.
-func (l *lifeline) again() {
-	l.tick.Reset(l.pause)
-	l.pause = min(2*l.pause, l.heartbeat)
-}
-
 // A SinkRef puts elements into a stream. It belongs to the process of its
 // producer, and any number of goroutines may use it.
 type SinkRef[E any] struct {
 	producer Address
 	elements chan E        // the buffer; closed at the end of the stream
 	ending   chan struct{} // closed before elements, to release every Put that waits
-	ended    sync.Once     // Complete or Fail has been called
+	endOnce  sync.Once     // for Complete and Fail
 	mu       sync.RWMutex  // held shared by Put, so that elements is closed only when none is under way
 	cause    error         // Fail's; set before elements is closed
 	stopped  chan struct{} // closed when the producer has stopped
 	err      error         // why; nil after a clean end; set before stopped is closed
-	stopping sync.Once
+	stopOnce sync.Once
 	waiting  atomic.Pointer[error] // what the consumer does, if it is what we wait for
 }
 
@@ -232,16 +178,16 @@ func (s *SinkRef[E]) Fail(ctx context.Context, cause error) error {
 }
 
 func (s *SinkRef[E]) end(ctx context.Context, doing string, cause error) error {
-	again := true
-	s.ended.Do(func() {
-		again = false
+	first := false
+	s.endOnce.Do(func() {
+		first = true
 		close(s.ending)
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.cause = cause
 		close(s.elements)
 	})
-	if again && (cause != nil || s.cause != nil) {
+	if !first && (cause != nil || s.cause != nil) {
 		return s.failed(doing, ErrCompleted)
 	}
 	select {
@@ -290,7 +236,7 @@ func (s *SinkRef[E]) failed(doing string, err error) error {
 }
 
 func (s *SinkRef[E]) stop(err error) {
-	s.stopping.Do(func() {
+	s.stopOnce.Do(func() {
 		s.err = err
 		close(s.stopped)
 	})
@@ -337,40 +283,40 @@ type producer[E any] struct {
 	asked    bool                           // the consumer waits for an answer
 	stalled  bool                           // the last message did not go out: try again at the next tick
 
-	ending bool  // the sink is closed: take what its buffer still holds, demanded or not
-	ended  bool  // and has been emptied: the stream ends at next()
-	cause  error // of a failure
-	over   bool
-	err    error // for the sink, when over
+	closing bool  // the sink is closed: take what its buffer still holds, demanded or not
+	drained bool  // and has been emptied: the stream ends at next()
+	cause   error // of a failure
+	done    bool
+	err     error // for the sink, when done
 }
 
 // next is the position after the last element taken from the sink.
 func (p *producer[E]) next() uint64 { return p.acked + uint64(len(p.unacked)) }
 
 func (p *producer[E]) run() {
-	for !p.over {
+	for !p.done {
 		p.send()
 		elements, ending := p.sink.elements, p.sink.ending
-		if p.next() >= p.demand && !p.ending || p.ended {
+		if p.next() >= p.demand && !p.closing || p.drained {
 			elements = nil // no demand: a nil channel never fires, and the sink fills up
 		}
-		if p.ending {
+		if p.closing {
 			ending = nil
 		}
 		select {
 		case element, open := <-elements:
 			p.take(element, open)
 		case <-ending:
-			p.ending = true // completion needs no demand
+			p.closing = true // completion needs no demand
 		case msg := <-p.self.Mailbox():
-			p.hear(msg)
+			p.receive(msg)
 		case err := <-p.watch:
 			p.lose(err)
 		case <-p.tick.C:
 			p.retry()
 		case err := <-p.self.mistaken:
 			if !p.attached() {
-				p.end(err)
+				p.stop(err)
 			}
 		case <-p.self.Done():
 			return
@@ -378,15 +324,15 @@ func (p *producer[E]) run() {
 	}
 }
 
-// end is the last thing to happen to a producer.
-func (p *producer[E]) end(err error) { p.over, p.err = true, err }
+// stop is the last thing to happen to a producer.
+func (p *producer[E]) stop(err error) { p.done, p.err = true, err }
 
 // take adds an element, and all others that are ready and demanded, so that
 // they travel in one message.
 func (p *producer[E]) take(element E, open bool) {
 	for n := 1; open; n++ {
 		p.unacked = append(p.unacked, element)
-		if n == p.maxRun || p.next() >= p.demand && !p.ending {
+		if n == p.maxRun || p.next() >= p.demand && !p.closing {
 			return
 		}
 		select {
@@ -395,31 +341,40 @@ func (p *producer[E]) take(element E, open bool) {
 			return
 		}
 	}
-	p.ended = true
+	p.drained = true
 	p.cause = cmp.Or(p.cause, p.sink.cause)
 }
 
 // send tells the consumer all that it may have and has not been sent.
 func (p *producer[E]) send() {
-	for p.attached() && !p.stalled && p.cursor < min(p.next(), p.demand) {
-		run := p.unacked[p.cursor-p.acked:]
-		run = run[:min(uint64(len(run)), uint64(p.maxRun), p.demand-p.cursor)]
-		err := p.tell(StreamElement[E]{p.cursor, run})
-		switch {
-		case err == nil:
-			p.cursor += uint64(len(run))
-		case p.stalled:
-		case len(run) > 1:
-			p.maxRun = len(run) / 2 // too large together, or one of them is at fault: find it
-		default:
-			p.fail(err)
-		}
+	for p.ready() && p.cursor < min(p.next(), p.demand) {
+		p.sendRun()
 	}
-	if p.attached() && !p.stalled && p.ended && p.cursor == p.next() && p.tell(p.last()) == nil {
+	if p.ready() && p.drained && p.cursor == p.next() && p.tell(p.last()) == nil {
 		p.cursor++
 	}
-	if p.attached() && !p.stalled && p.asked {
+	if p.ready() && p.asked {
 		p.asked = p.tell(StreamElement[E]{Seq: p.cursor}) != nil
+	}
+}
+
+func (p *producer[E]) ready() bool { return p.attached() && !p.stalled }
+
+// sendRun sends as many elements as may travel together. A run that is too
+// large is halved, and so are those after it: they are probably alike. One
+// element that cannot be sent ends the stream.
+func (p *producer[E]) sendRun() {
+	run := p.unacked[p.cursor-p.acked:]
+	run = run[:min(uint64(len(run)), uint64(p.maxRun), p.demand-p.cursor)]
+	err := p.tell(StreamElement[E]{p.cursor, run})
+	switch {
+	case err == nil:
+		p.cursor += uint64(len(run))
+	case p.stalled:
+	case len(run) > 1:
+		p.maxRun = len(run) / 2
+	default:
+		p.fail(err)
 	}
 }
 
@@ -444,38 +399,40 @@ func (p *producer[E]) last() StreamConsumerMsg[E] {
 // fail ends the stream before the element at cursor, which cannot be sent.
 func (p *producer[E]) fail(err error) {
 	p.unacked = p.unacked[:p.cursor-p.acked]
-	p.ending, p.ended, p.cause = true, true, err
+	p.closing, p.drained, p.cause = true, true, err
 	p.sink.stop(err)
 }
 
-func (p *producer[E]) hear(msg StreamProducerMsg[E]) {
+func (p *producer[E]) receive(msg StreamProducerMsg[E]) {
 	switch m := msg.(type) {
 	case getSink[E]:
 		m.replyTo.Tell(p.self, p.sink)
 	case Subscribe[E]:
 		p.subscribe(m)
 	case StreamDemand[E]:
-		if p.heard(m.Consumer) {
+		if p.isOurs(m.Consumer) {
+			p.hears()
 			p.asked = !p.allow(m.Received, m.Demand)
 		}
 	case StreamCancel[E]:
-		if p.heard(m.Consumer) {
-			p.end(ErrCancelled)
+		if p.isOurs(m.Consumer) {
+			p.stop(ErrCancelled)
 		}
 	}
 }
 
 func (p *producer[E]) attached() bool { return p.consumer != (ActorRef[StreamConsumerMsg[E]]{}) }
 
-// heard says whether it is our consumer that speaks; nobody else has a say.
-func (p *producer[E]) heard(from ActorRef[StreamConsumerMsg[E]]) bool {
-	if !p.attached() || from != p.consumer {
-		return false
-	}
-	p.hears()
+// isOurs says whether it is our consumer that speaks; nobody else has a say.
+func (p *producer[E]) isOurs(from ActorRef[StreamConsumerMsg[E]]) bool {
+	return p.attached() && from == p.consumer
+}
+
+// hears notes that our consumer has spoken: nothing is in its way.
+func (p *producer[E]) hears() {
+	p.alive()
 	p.stalled = false
 	p.sink.waiting.Store(nil)
-	return true
 }
 
 func (p *producer[E]) subscribe(m Subscribe[E]) {
@@ -487,7 +444,8 @@ func (p *producer[E]) subscribe(m Subscribe[E]) {
 	switch {
 	case m.Consumer == (ActorRef[StreamConsumerMsg[E]]{}):
 		return
-	case p.heard(m.Consumer):
+	case p.isOurs(m.Consumer):
+		p.hears()
 		if m.From < p.acked || m.From > p.limit() {
 			return // it is late: the consumer has since acknowledged more; or it is nonsense
 		}
@@ -502,7 +460,7 @@ func (p *producer[E]) subscribe(m Subscribe[E]) {
 		return
 	default:
 		p.consumer, p.demand, p.acked, p.cursor = m.Consumer, 0, 0, 0
-		p.heard(m.Consumer)
+		p.hears()
 		watchOver(&p.lifeline, p.self, p.consumer)
 	}
 	p.allow(m.From, m.Demand)
@@ -511,7 +469,7 @@ func (p *producer[E]) subscribe(m Subscribe[E]) {
 
 // limit is the highest position that a consumer can have received.
 func (p *producer[E]) limit() uint64 {
-	if p.ended {
+	if p.drained {
 		return p.next() + 1
 	}
 	return p.next()
@@ -525,7 +483,7 @@ func (p *producer[E]) allow(received, demand uint64) (news bool) {
 	if received > p.acked {
 		news = true
 		if received > p.next() {
-			p.end(nil) // it has the end itself
+			p.stop(nil) // it has the end itself
 			return true
 		}
 		p.unacked = p.unacked[received-p.acked:]
@@ -543,7 +501,7 @@ func (p *producer[E]) allow(received, demand uint64) (news bool) {
 // longer ours, and we keep what it did not acknowledge for the next one.
 func (p *producer[E]) lose(err error) {
 	p.waitsFor(fmt.Errorf("the consumer %v is lost: %w", p.consumer, err))
-	p.loses()
+	p.unreachable()
 	if !errors.Is(err, ErrUnreachable) {
 		p.unwatch()
 		p.consumer = ActorRef[StreamConsumerMsg[E]]{}
@@ -736,18 +694,18 @@ type consumer[E any] struct {
 	demand    uint64
 	before    uint64 // received, at the last tick
 	gap       uint64 // the position for which we have subscribed again since the last tick, or none
-	ended     bool   // the source is closed: what remains is to make our last word heard
+	finished  bool   // the source is closed: what remains is to make our last word heard
 	cancelled bool   // and the last word is StreamCancel
-	over      bool
+	done      bool
 }
 
 const none = math.MaxUint64 // no position
 
 func (c *consumer[E]) run() {
-	for !c.over {
+	for !c.done {
 		select {
 		case msg := <-c.self.Mailbox():
-			c.hear(msg)
+			c.receive(msg)
 		case <-c.source.taken:
 			c.replenish()
 		case <-c.left:
@@ -767,17 +725,17 @@ func (c *consumer[E]) run() {
 
 // finish ends the source.
 func (c *consumer[E]) finish(err error) {
-	if c.ended {
+	if c.finished {
 		return
 	}
-	c.ended = true
+	c.finished = true
 	if err != nil {
 		c.source.err = c.source.failed(err)
 	}
 	close(c.source.runs)
 }
 
-func (c *consumer[E]) hear(msg StreamConsumerMsg[E]) {
+func (c *consumer[E]) receive(msg StreamConsumerMsg[E]) {
 	if m, local := msg.(getSource[E]); local {
 		m.replyTo.Tell(c.self, c.source)
 		c.start()
@@ -786,7 +744,7 @@ func (c *consumer[E]) hear(msg StreamConsumerMsg[E]) {
 	if !c.started {
 		return // nobody can know us
 	}
-	c.hears()
+	c.alive()
 	c.answered = true
 	switch m := msg.(type) {
 	case StreamElement[E]:
@@ -796,7 +754,7 @@ func (c *consumer[E]) hear(msg StreamConsumerMsg[E]) {
 	case StreamFailed[E]:
 		if m.Refused {
 			c.finish(reason(m.Reason))
-			c.over = true
+			c.done = true
 		} else {
 			c.last(m.Seq, reason(m.Reason))
 		}
@@ -845,7 +803,7 @@ func (c *consumer[E]) take(m StreamElement[E]) {
 	if m.Seq > c.received {
 		c.missed()
 	}
-	if c.ended || m.Seq > c.received || c.received-m.Seq >= uint64(len(m.Elements)) {
+	if c.finished || m.Seq > c.received || c.received-m.Seq >= uint64(len(m.Elements)) {
 		return
 	}
 	run := m.Elements[c.received-m.Seq:]
@@ -859,7 +817,7 @@ func (c *consumer[E]) take(m StreamElement[E]) {
 // missed subscribes again from the first position that is missing: once per
 // tick, for whatever is still under way shows the same gap.
 func (c *consumer[E]) missed() {
-	if !c.ended && c.gap != c.received {
+	if !c.finished && c.gap != c.received {
 		c.gap, c.answered = c.received, false
 		c.say()
 	}
@@ -870,7 +828,7 @@ func (c *consumer[E]) last(seq uint64, err error) {
 	switch {
 	case seq > c.received:
 		c.missed()
-	case seq == c.received && !c.ended:
+	case seq == c.received && !c.finished:
 		c.received++
 		c.finish(err)
 		c.say()
@@ -881,7 +839,7 @@ func (c *consumer[E]) last(seq uint64, err error) {
 
 // replenish demands as many elements as have been consumed since.
 func (c *consumer[E]) replenish() {
-	if !c.ended {
+	if !c.finished {
 		c.demand = c.source.consumed.Load() + uint64(c.options.window)
 		c.say()
 	}
@@ -889,7 +847,7 @@ func (c *consumer[E]) replenish() {
 
 func (c *consumer[E]) cancel() {
 	c.left = nil
-	if !c.ended {
+	if !c.finished {
 		c.cancelled = true
 		c.finish(ErrCancelled)
 		c.say()
@@ -899,18 +857,18 @@ func (c *consumer[E]) cancel() {
 // lose is about a producer that is unreachable, or has stopped. All that it
 // said before it stopped is in the mailbox.
 func (c *consumer[E]) lose(err error) {
-	c.loses()
+	c.unreachable()
 	if errors.Is(err, ErrUnreachable) {
 		return
 	}
 	for len(c.self.mailbox) > 0 {
-		c.hear(<-c.self.mailbox)
+		c.receive(<-c.self.mailbox)
 	}
 	if errors.Is(err, ErrStopped) {
 		err = fmt.Errorf("%w: it ended before completion: %w", ErrCannotResume, err)
 	}
 	c.finish(err)
-	c.over = true
+	c.done = true
 }
 
 // retry is what happens at a tick: what may not have been heard is said again.
@@ -924,15 +882,69 @@ func (c *consumer[E]) retry() {
 	}
 	if !c.lost.IsZero() && time.Since(c.lost) >= c.options.peerTimeout {
 		c.finish(fmt.Errorf("%w for %v", ErrUnreachable, c.options.peerTimeout))
-		c.over = true
+		c.done = true
 		return
 	}
 	if c.watch == nil {
 		watchOver(&c.lifeline, c.self, c.producer)
 		c.answered = false
 	}
-	if c.received == c.before || c.ended || !c.answered {
+	if c.received == c.before || c.finished || !c.answered {
 		c.say()
 	}
 	c.quiet, c.before, c.gap = true, c.received, none
+}
+
+// A lifeline is what one end of a stream knows of the other: whether it can
+// be reached, and when to say something again.
+type lifeline struct {
+	heartbeat time.Duration
+	watch     <-chan error // nil once it has fired: the next tick watches, and so dials, again
+	unwatch   context.CancelFunc
+	tick      *time.Timer // once per heartbeat; in trouble, after a growing pause
+	pause     time.Duration
+	hurried   bool
+	lost      time.Time // since when the peer is unreachable; zero: it is not
+	quiet     bool      // nothing has been heard since the last tick
+}
+
+func newLifeline(in Host) lifeline {
+	heartbeat := in.system().config.Heartbeat
+	return lifeline{heartbeat: heartbeat, tick: time.NewTimer(heartbeat), pause: heartbeat, unwatch: func() {}}
+}
+
+// watchOver watches the peer, in place of whom it watched before.
+func watchOver[M, P any](l *lifeline, self *Actor[M], peer ActorRef[P]) {
+	l.unwatch()
+	ctx, cancel := context.WithCancel(self.Context())
+	l.watch, l.unwatch = peer.Watch(ctx, self), cancel
+}
+
+// alive notes a sign of life.
+func (l *lifeline) alive() {
+	l.quiet, l.hurried, l.lost, l.pause = false, false, time.Time{}, l.heartbeat
+}
+
+// unreachable notes that the peer is, or still is.
+func (l *lifeline) unreachable() {
+	l.watch = nil
+	if l.lost.IsZero() {
+		l.lost = time.Now()
+	}
+	l.hurry()
+}
+
+// hurry brings the next tick forward, and lets the pauses grow from there
+// until something is heard.
+func (l *lifeline) hurry() {
+	if !l.hurried {
+		l.hurried, l.pause = true, l.heartbeat/64
+		l.again()
+	}
+}
+
+// again sets the next tick.
+func (l *lifeline) again() {
+	l.tick.Reset(l.pause)
+	l.pause = min(2*l.pause, l.heartbeat)
 }
