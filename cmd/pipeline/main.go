@@ -18,6 +18,8 @@
 //	go run ./cmd/pipeline node -address 127.0.0.1:25522 -sensor pressure -seeds 127.0.0.1:25520
 //	go run ./cmd/pipeline client -seeds 127.0.0.1:25520
 //
+// The role certificates makes what all of them need to use TLS.
+//
 // The exit status is 0 if everything has arrived, 1 if not, 2 if the flags are
 // wrong, and 130 if it was interrupted.
 //
@@ -37,6 +39,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -56,7 +59,7 @@ func main() {
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	out, log := newConsole(stdout), newConsole(stderr)
 	role := ""
-	if len(args) > 0 && (args[0] == "node" || args[0] == "client") {
+	if len(args) > 0 && slices.Contains([]string{"node", "client", "certificates"}, args[0]) {
 		role, args = args[0], args[1:]
 	}
 	p := newProgram(role, out, log)
@@ -115,13 +118,15 @@ func (p *program) run(ctx context.Context, role string, args []string) error {
 		return p.node(ctx, args)
 	case "client":
 		return p.client(ctx, args)
+	case "certificates":
+		return p.certificates(args)
 	default:
 		return p.everything(ctx, args)
 	}
 }
 
 func (p *program) usage(w io.Writer) {
-	fmt.Fprintf(w, "usage: pipeline [node | client] [flags]\nflags of %s:\n", p.flags.Name())
+	fmt.Fprintf(w, "usage: pipeline [node | client | certificates] [flags]\nflags of %s:\n", p.flags.Name())
 	p.flags.SetOutput(w)
 	p.flags.PrintDefaults()
 }
@@ -177,6 +182,17 @@ func (p *program) client(ctx context.Context, args []string) error {
 	_, anomalies := sum.totals()
 	err = compare(p.out, "%d anomalies found, %d alerts acknowledged by the monitor", anomalies, sum.acknowledged)
 	return errors.Join(sum.err(), err)
+}
+
+// certificates makes what the TLS flags of the other roles want.
+func (p *program) certificates(args []string) error {
+	dir, names := "certs", "127.0.0.1,client"
+	p.flags.StringVar(&dir, "dir", dir, "`directory` to write to")
+	p.flags.StringVar(&names, "names", names, "who they are for: `host,...` as dialled, for nodes; any name for clients")
+	if err := p.parse(args); err != nil {
+		return err
+	}
+	return writeCertificates(dir, strings.Split(names, ","), p.out)
 }
 
 // everything runs three nodes and the client, each with a system of its own.
@@ -277,7 +293,7 @@ func (p *program) parse(args []string) (err error) {
 		return usageError{err}
 	}
 	if p.flags.NArg() > 0 {
-		return usageError{fmt.Errorf("unexpected argument %q: want node, client or nothing, and then only flags", p.flags.Arg(0))}
+		return usageError{fmt.Errorf("unexpected argument %q: want node, client, certificates or nothing, and then only flags", p.flags.Arg(0))}
 	}
 	if p.system.TLS, err = p.tls.config(); err != nil {
 		return usageError{err}

@@ -3,13 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
-	"encoding/pem"
 	"fmt"
-	"math/big"
 	"net"
 	"os"
 	"os/exec"
@@ -96,7 +90,7 @@ func TestSparkline(t *testing.T) {
 
 func TestUsage(t *testing.T) {
 	tests := map[string]string{ // the arguments, and what must be said of them
-		"sensor":                                `"sensor": want node, client or nothing`,
+		"sensor":                                `"sensor": want node, client, certificates or nothing`,
 		"node extra":                            `unexpected argument "extra"`,
 		"client -producers 2 extra":             `unexpected argument "extra"`,
 		"node -alert-monitor true":              `unexpected argument "true"`,
@@ -163,6 +157,17 @@ func TestEverything(t *testing.T) {
 	if strings.Contains(out, "\x1b") {
 		t.Error("there is colour where there is no terminal")
 	}
+	readme, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ports := regexp.MustCompile(`:\d{5}\b`)
+	_, summary, _ := strings.Cut(out, "\n\n")
+	for line := range strings.Lines(ports.ReplaceAllString(summary, ":port")) {
+		if !strings.Contains(ports.ReplaceAllString(string(readme), ":port"), line) {
+			t.Errorf("the README does not show: %s", line)
+		}
+	}
 }
 
 func TestTheSameSeedGivesTheSameReadings(t *testing.T) {
@@ -180,13 +185,19 @@ func TestTheSameSeedGivesTheSameReadings(t *testing.T) {
 }
 
 func TestOverTLS(t *testing.T) {
-	cert, key := certificate(t)
-	launch(t, "-interval", "1ms", "-tls-cert", cert, "-tls-key", key, "-tls-ca", cert).succeeds(t)
-	node := launch(t, "node", "-address", "127.0.0.1:0", "-nodes", "1", "-tls-cert", cert, "-tls-key", key, "-tls-ca", cert)
-	strangersCert, strangersKey := certificate(t)
+	nodeFlags, clientFlags := certificates(t)
+	monitor, others := cluster(t, launch, append(nodeFlags, "-interval", "1ms")...)
+	launch(t, append([]string{"client", "-seeds", monitor.address(t)}, clientFlags...)...).succeeds(t)
+	for _, node := range append(others, monitor) {
+		node.succeeds(t)
+	}
+	launch(t, append(nodeFlags, "-interval", "1ms")...).succeeds(t) // all in one process
+
+	node := launch(t, append([]string{"node", "-address", "127.0.0.1:0", "-nodes", "1"}, nodeFlags...)...)
+	_, strangers := certificates(t)
 	for name, flags := range map[string][]string{
-		"does not trust the node": {"-tls-cert", strangersCert, "-tls-key", strangersKey, "-tls-ca", strangersCert},
-		"is not trusted":          {"-tls-cert", strangersCert, "-tls-key", strangersKey, "-tls-ca", cert},
+		"does not trust the node": strangers,
+		"is not trusted":          append(clientFlags[:2:2], strangers[2:]...),
 		"has no TLS":              nil,
 	} {
 		client := launch(t, append([]string{"client", "-seeds", node.address(t)}, flags...)...)
@@ -564,34 +575,9 @@ func (o *output) await(t *testing.T, part string) string {
 	}
 }
 
-// certificate makes one for 127.0.0.1 that is its own authority.
-func certificate(t *testing.T) (cert, key string) {
+// certificates makes some with the role for that, and returns the flags to use each.
+func certificates(t *testing.T) (node, client []string) {
 	t.Helper()
-	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber:          big.NewInt(1),
-		NotAfter:              time.Now().Add(time.Hour),
-		IPAddresses:           []net.IP{net.IPv4(127, 0, 0, 1)},
-		IsCA:                  true,
-		BasicConstraintsValid: true,
-	}
-	public, err := x509.CreateCertificate(rand.Reader, template, template, &private.PublicKey, private)
-	if err != nil {
-		t.Fatal(err)
-	}
-	secret, err := x509.MarshalPKCS8PrivateKey(private)
-	if err != nil {
-		t.Fatal(err)
-	}
-	write := func(name, kind string, der []byte) string {
-		file := filepath.Join(t.TempDir(), name)
-		if err := os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		return file
-	}
-	return write("cert.pem", "CERTIFICATE", public), write("key.pem", "PRIVATE KEY", secret)
+	out := strings.Split(launch(t, "certificates", "-dir", t.TempDir()).succeeds(t), "\n")
+	return strings.Fields(out[0]), strings.Fields(out[1])
 }
