@@ -19,7 +19,7 @@ package casty
 //   - An end whose peer is unreachable repeats itself with a growing pause.
 //     The consumer gives up after a while; the producer never does.
 //   - A consumer that gets nothing repeats its demand, once per heartbeat. A
-//     demand that says nothing new is a question, "where are you?", which the
+//     demand that asks for no more is a question, "where are you?", which the
 //     producer answers with an empty StreamElement: behind everything that it
 //     has sent, so that a loss shows as a gap.
 //   - The producer stops when its end is acknowledged. The consumer stays
@@ -475,26 +475,24 @@ func (p *producer[E]) limit() uint64 {
 	return p.next()
 }
 
-// allow notes what the consumer has and wants, and says whether that was news.
-func (p *producer[E]) allow(received, demand uint64) (news bool) {
-	if received > p.limit() {
+// allow notes what the consumer has and wants, and says whether it wants more
+// than before.
+func (p *producer[E]) allow(received, demand uint64) (more bool) {
+	switch {
+	case received > p.limit():
 		return true // nonsense, and no question
-	}
-	if received > p.acked {
-		news = true
-		if received > p.next() {
-			p.stop(nil) // it has the end itself
-			return true
-		}
+	case received > p.next():
+		p.stop(nil) // it has the end itself
+		return true
+	case received > p.acked:
 		p.unacked = p.unacked[received-p.acked:]
 		p.acked = received
 		p.cursor = max(p.cursor, received)
 	}
-	if demand = min(demand, p.acked+maxWindow); demand > p.demand {
-		news = true
-		p.demand = demand
-	}
-	return news
+	demand = min(demand, p.acked+maxWindow)
+	more = demand > p.demand
+	p.demand = max(p.demand, demand)
+	return more
 }
 
 // lose is about a consumer that is unreachable, or has stopped: then it is no
