@@ -8,7 +8,7 @@ import (
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
-	"crypto/rand"
+	cryptorand "crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/binary"
@@ -16,17 +16,22 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"log/slog"
 	"math"
 	"math/big"
+	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
 	"regexp"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -1228,6 +1233,924 @@ func TestCloseLeavesNoGoroutine(t *testing.T) {
 	}
 }
 
+// Nothing is lost when the network fails.
+
+// Whatever the network does, a consumer gets what was put: in order, each
+// element once, and everything if the stream ends without an error. Each seed
+// is another scenario; a failure prints its seed, and
+//
+//	CASTY_SEED=17 go test -run RandomFaults
+//
+// runs it again. Goroutines are scheduled by chance even so: for a failure
+// that is rare, add CASTY_SEEDS=100 to run the one seed as often. CASTY_SEEDS
+// alone says how many seeds to try.
+func TestStreamSurvivesRandomFaults(t *testing.T) {
+	first, count, step := 0, fromEnv(t, "CASTY_SEEDS", 1000), 1
+	if os.Getenv("CASTY_SEED") != "" {
+		first, count, step = fromEnv(t, "CASTY_SEED", 0), fromEnv(t, "CASTY_SEEDS", 1), 0
+	}
+	const shards = 4
+	for shard := range shards {
+		t.Run(fmt.Sprint("shard", shard), func(t *testing.T) {
+			t.Parallel()
+			for n := shard; n < count && !t.Failed(); n += shards {
+				runScenario(t, uint64(first+n*step))
+			}
+		})
+	}
+}
+
+func runScenario(t *testing.T, seed uint64) {
+	s := newScenario(seed)
+	passed := false
+	defer func() { // also after the panic with which synctest reports a deadlock
+		if !passed {
+			t.Logf("run it again with CASTY_SEED=%d: %+v", seed, s)
+		}
+	}()
+	synctest.Test(t, func(t *testing.T) {
+		r := run{T: t, scenario: s, net: newMemNetwork(seed), finished: make(chan bool)}
+		r.run()
+	})
+	passed = !t.Failed()
+}
+
+// A scenario is all that is decided before a run. The network decides more as
+// it goes, from the same seed.
+type scenario struct {
+	Seed        uint64
+	Producer    string // where it runs: "node" or "client"
+	Consumer    string // "node", "client" or "same", the producer's system
+	Elements    int
+	Window      int
+	Buffer      int
+	Ending      string // one of endings
+	At          int    // the element at which a consumer leaves or dies
+	Death       string // how one dies: one of deaths
+	PeerTimeout time.Duration
+	Hasty       bool // PeerTimeout is shorter than the network may be down, and the user tries again
+	Latency     time.Duration
+	Pause       time.Duration // which a user makes now and then, at most
+	Chunk       int           // the network's
+	Room        int
+	Rate        int
+	HalfClose   bool
+	Mailbox     int // a small one loses messages on connections that do well
+	Faults      int
+}
+
+var (
+	endings = []string{"complete", "complete", "fail", "break", "ctx", "consumer dies", "consumer dies", "producer dies"}
+	deaths  = []string{"stop", "close", "crash", "rival"}
+)
+
+func newScenario(seed uint64) scenario {
+	r := rand.New(rand.NewPCG(seed, 0))
+	s := scenario{
+		Seed:        seed,
+		Producer:    pick(r, "node", "node", "client"),
+		Consumer:    pick(r, "node", "client"),
+		Elements:    r.IntN(pick(r, 5, 50, 300)),
+		Window:      1 + r.IntN(pick(r, 1, 4, 64)),
+		Buffer:      r.IntN(17),
+		Ending:      pick(r, endings...),
+		Death:       pick(r, deaths...),
+		PeerTimeout: 90 * time.Second,
+		Hasty:       r.IntN(4) == 0,
+		Latency:     pick(r, 0, 0, time.Millisecond, 20*time.Millisecond, 300*time.Millisecond),
+		Pause:       pick(r, 0, 0, 5*time.Millisecond, time.Second),
+		Chunk:       pick(r, 0, 0, 7, 300),
+		Room:        pick(r, 300, 64<<10),
+		Rate:        pick(r, 0, 0, 10_000),
+		HalfClose:   r.IntN(2) == 0,
+		Mailbox:     pick(r, 0, 0, 0, 2, 4),
+		Faults:      r.IntN(5),
+	}
+	if s.Producer == "client" {
+		s.Consumer = "node"
+	}
+	if r.IntN(10) == 0 {
+		s.Consumer = "same"
+	}
+	if s.Consumer == "same" {
+		s.Death = "stop"
+	}
+	if s.Hasty {
+		s.PeerTimeout = time.Duration(1+r.IntN(5)) * time.Second
+	}
+	if s.Latency > 100*time.Millisecond || s.Pause > 100*time.Millisecond {
+		s.Elements = min(s.Elements, 30)
+	}
+	s.At = r.IntN(s.Elements + 1)
+	return s
+}
+
+// A run is one run of a scenario.
+type run struct {
+	*testing.T
+	scenario
+	net      *memNetwork
+	producer casty.ActorRef[casty.StreamProducerMsg[int]]
+	at       *casty.System // the producer's
+	consumer *casty.System // where the next consumer runs; nil once it is dead
+	readings []*experience // of one consumer after the other
+	reading  sync.WaitGroup
+	highest  atomic.Int64 // elements consumed, counting what was repeated once
+	held     atomic.Int64 // elements that a consumer before the last may have acknowledged, and its user not yet seen
+	put      atomic.Int64 // elements that the sink has accepted
+	putErr   error        // what it said last
+	finished chan bool    // closed when the producer's user is done
+}
+
+// An experience is what the user of one consumer has seen.
+type experience struct {
+	values []int
+	broke  bool
+	err    error // the loop's last
+}
+
+var errCause = errors.New("the sensor is broken")
+
+func (r *run) run() {
+	r.net.latency, r.net.chunk, r.net.room, r.net.rate, r.net.halfClose = r.Latency, r.Chunk, r.Room, r.Rate, r.HalfClose
+	r.net.mailbox = r.Mailbox
+	ctx, cancel := context.WithCancel(r.Context())
+	r.start(ctx)
+	calm, over := make(chan bool), make(chan bool)
+	go func() {
+		defer close(calm)
+		r.faults(ctx)
+	}()
+	go r.produce(ctx)
+	go func() {
+		defer close(over)
+		r.consume(ctx)
+		<-r.finished
+		r.reading.Wait()
+	}()
+	select {
+	case <-over:
+	case <-calm:
+	}
+	select {
+	case <-over:
+	case <-time.After(r.bound()):
+		r.Fatalf("hangs, %v after the last fault: %d put, %d consumed", r.bound(), r.put.Load(), r.highest.Load())
+	}
+	cancel()
+	<-calm
+	r.check()
+}
+
+// bound is how long a run may take once the network works: what its users and
+// its latency need, and what it takes to notice a loss and to connect again.
+func (r *run) bound() time.Duration {
+	rounds := time.Duration(1 + r.Elements/max(1, r.Window/2))
+	return time.Minute + r.PeerTimeout + rounds*6*r.Latency + time.Duration(r.Elements)*r.Pause
+}
+
+// start makes the systems of the first producer and consumer.
+func (r *run) start(ctx context.Context) {
+	r.net.listen("node1:1") // so that two nodes can dial each other at once
+	node := r.net.node(r.T, "node0", "node1:1")
+	r.at, r.consumer = node, node
+	switch {
+	case r.Producer == "client":
+		r.at = r.net.client(ctx, r.T, "client0", "node0:1", "node1:1")
+	case r.Consumer == "node":
+		r.consumer = r.net.node(r.T, "node1", "node0:1")
+	case r.Consumer == "client":
+		r.consumer = r.net.client(ctx, r.T, "client1", "node0:1")
+	}
+	var err error
+	if r.producer, err = casty.Spawn(r.at, "numbers", casty.StreamProducer[int](r.Buffer)); err != nil {
+		r.Fatal(err)
+	}
+}
+
+// standIn replaces the system of a consumer that has died.
+func (r *run) standIn(ctx context.Context, turn int) {
+	switch {
+	case r.Producer == "client":
+		r.consumer = r.net.node(r.T, fmt.Sprint("node", turn), "node0:1")
+	case r.Consumer == "node":
+		r.consumer = r.net.node(r.T, fmt.Sprint("node", turn+1), "node0:1")
+	case r.Consumer == "client":
+		r.consumer = r.net.client(ctx, r.T, fmt.Sprint("client", turn+1), "node0:1")
+	}
+}
+
+// faults breaks the network in one way after the other, each after so many
+// segments or, if nothing is sent, so much time.
+func (r *run) faults(ctx context.Context) {
+	for fault := range r.Faults {
+		random := rand.New(rand.NewPCG(r.Seed, uint64(100+fault)))
+		segments := 1 + random.IntN(pick(random, 4, 20, 100))
+		quiet := atMost(random, 20*time.Second)
+		lasts := atMost(random, pick(random, 100*time.Millisecond, 4*time.Second, 12*time.Second))
+		struck := make(chan func(), 1)
+		strike := sync.OnceFunc(func() { struck <- r.net.strike(random) })
+		r.net.after(segments, strike)
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(quiet):
+			r.net.locked(strike)
+		case heal := <-struck:
+			struck <- heal
+		}
+		heal := <-struck
+		time.Sleep(lasts)
+		r.net.locked(heal)
+	}
+}
+
+// produce is the producer's user.
+func (r *run) produce(ctx context.Context) {
+	defer close(r.finished)
+	random := rand.New(rand.NewPCG(r.Seed, 2))
+	sink, err := casty.GetSink(ctx, r.at, r.producer)
+	if err != nil {
+		r.putErr = err
+		return
+	}
+	if r.Ending == "producer dies" {
+		impatient, cancel := context.WithTimeout(ctx, 10*time.Second)
+		for n := 0; n < r.At && r.putErr == nil; n++ {
+			r.pause(random)
+			r.putOne(impatient, sink, n)
+		}
+		cancel()
+		r.kill(r.at, func() { casty.Stop(r.at, r.producer) })
+		for r.putErr = nil; r.putErr == nil; {
+			r.putOne(ctx, sink, int(r.put.Load()))
+		}
+		return
+	}
+	for n := 0; n < r.Elements && r.putErr == nil; n++ {
+		r.pause(random)
+		r.putOne(ctx, sink, n)
+	}
+	switch {
+	case r.putErr != nil:
+	case r.Ending == "fail":
+		r.putErr = sink.Fail(ctx, errCause)
+	default:
+		r.putErr = sink.Complete(ctx)
+	}
+}
+
+// putOne puts an element, and checks that the producer has taken no more than
+// was demanded.
+func (r *run) putOne(ctx context.Context, sink *casty.SinkRef[int], n int) {
+	if r.putErr = sink.Put(ctx, n); r.putErr != nil {
+		return
+	}
+	if put, most := r.put.Add(1), r.highest.Load()+r.held.Load()+int64(r.Window+r.Buffer); put > most {
+		r.Errorf("%d elements put, of at most %d: more than was demanded", put, most)
+	}
+}
+
+// kill ends an actor in the way that the scenario wants: alone, or with its
+// process, which says so or does not.
+func (r *run) kill(in *casty.System, stop func()) {
+	switch r.Death {
+	case "stop", "rival":
+		stop()
+		return
+	case "crash":
+		r.net.isolate(in)
+	}
+	r.reading.Go(func() { in.Close() })
+}
+
+// consume is the consumer's user, with one consumer after the other if the
+// scenario has it so.
+func (r *run) consume(ctx context.Context) {
+	for turn := 0; ; turn++ {
+		if r.consumer == nil {
+			r.standIn(ctx, turn)
+		}
+		reading := &experience{}
+		r.readings = append(r.readings, reading)
+		over := make(chan bool)
+		next := make(chan bool, 1)
+		r.reading.Go(func() {
+			defer close(over)
+			r.read(ctx, turn, reading, next)
+		})
+		select {
+		case <-next:
+			continue
+		case <-over:
+		}
+		again := time.Duration(-1)
+		switch {
+		case len(next) > 0:
+			again = 0
+		case errors.Is(reading.err, casty.ErrAlreadySubscribed):
+			again = time.Second
+		case r.Hasty || len(r.readings) > 1 && r.Death == "rival": // its last word may not have been heard in time
+			again = 10 * time.Second
+		}
+		if again < 0 {
+			return
+		}
+		if reading.broke || errors.Is(reading.err, context.Canceled) {
+			r.held.Add(int64(r.Window))
+		}
+		select {
+		case <-r.finished:
+			return
+		case <-ctx.Done():
+			return
+		case <-time.After(again):
+		}
+	}
+}
+
+// read is one consumer and its user, who says on next when another should
+// take over.
+func (r *run) read(ctx context.Context, turn int, seen *experience, next chan<- bool) {
+	random := rand.New(rand.NewPCG(r.Seed, uint64(10+turn)))
+	system := r.consumer
+	consumer, err := casty.Spawn(system, fmt.Sprint("reader", turn),
+		casty.StreamConsumer(r.meet(ctx, system, turn), casty.Window(r.Window), casty.PeerTimeout(r.PeerTimeout)))
+	if err != nil {
+		seen.err = err
+		return
+	}
+	source, err := casty.GetSource(ctx, system, consumer)
+	if err != nil {
+		seen.err = err
+		return
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	leave := sync.OnceValue(func() (wantsBreak bool) {
+		switch r.Ending {
+		case "break":
+			return true
+		case "ctx":
+			cancel()
+		case "consumer dies":
+			if turn > 0 && !(r.Death == "rival" && turn == 1) {
+				break
+			}
+			if r.Death != "stop" {
+				r.consumer = nil
+			}
+			r.held.Add(int64(r.Window))
+			next <- true
+			if r.Death == "rival" {
+				r.net.part(system, atMost(random, 10*time.Second))
+			} else {
+				r.kill(system, func() { casty.Stop(system, consumer) })
+			}
+		}
+		return false
+	})
+	if r.At == 0 && r.Ending != "break" {
+		time.Sleep(atMost(random, time.Second))
+		leave()
+	}
+	for value, err := range source.All(ctx) {
+		if err != nil {
+			seen.err = err
+			break
+		}
+		seen.values = append(seen.values, value)
+		for had := r.highest.Load(); had <= int64(value) && !r.highest.CompareAndSwap(had, int64(value+1)); had = r.highest.Load() {
+		}
+		r.pause(random)
+		if value+1 >= r.At && leave() {
+			seen.broke = true
+			break
+		}
+	}
+}
+
+// meet is how a consumer comes to know its producer. One on a node is told
+// by the client that has the producer.
+func (r *run) meet(ctx context.Context, consumer *casty.System, turn int) casty.ActorRef[casty.StreamProducerMsg[int]] {
+	if r.Producer != "client" || consumer == r.at {
+		return r.producer
+	}
+	told := make(chan casty.ActorRef[casty.StreamProducerMsg[int]], 1)
+	collector, err := casty.Spawn(consumer, fmt.Sprint("collector", turn), func(self *casty.Actor[offer]) {
+		for m := range self.Messages() {
+			m.ReplyTo.Tell(self, true)
+			told <- m.Producer
+			return
+		}
+	})
+	if err != nil {
+		return r.producer
+	}
+	for {
+		impatient, cancel := context.WithTimeout(ctx, time.Second)
+		_, err := casty.Ask(impatient, r.at, collector, func(replyTo casty.ActorRef[bool]) offer { return offer{r.producer, replyTo} })
+		cancel()
+		if err == nil || errors.Is(err, casty.ErrStopped) {
+			return <-told
+		}
+		select {
+		case <-r.finished: // it was not told in time
+			casty.Stop(consumer, collector)
+			return r.producer
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+type offer struct {
+	Producer casty.ActorRef[casty.StreamProducerMsg[int]]
+	ReplyTo  casty.ActorRef[bool]
+}
+
+func (r *run) pause(random *rand.Rand) {
+	if r.Pause > 0 && random.IntN(8) == 0 {
+		time.Sleep(atMost(random, r.Pause))
+	}
+}
+
+// check compares what was put with what was consumed.
+func (r *run) check() {
+	end := r.checkElements()
+	whole := false
+	for turn, seen := range r.readings {
+		own := end
+		if len(seen.values) > 0 {
+			own = seen.values[len(seen.values)-1] + 1
+		}
+		clean := !seen.broke && (seen.err == nil || strings.Contains(seen.err.Error(), errCause.Error()))
+		whole = whole || clean
+		undisturbed := turn == 0 && !r.Hasty
+		switch {
+		case clean && own != r.Elements && !r.left(turn),
+			clean && (seen.err != nil) != (r.Ending == "fail"),
+			!clean && undisturbed && (r.Ending == "complete" || r.Ending == "fail"),
+			!clean && undisturbed && r.Ending == "break" && !seen.broke,
+			!clean && undisturbed && r.Ending == "ctx" && !errors.Is(seen.err, context.Canceled):
+			r.Errorf("consumer %d ended with %v", turn, seen.err)
+		}
+	}
+	switch r.Ending {
+	case "break", "ctx":
+		if r.putErr != nil && !errors.Is(r.putErr, casty.ErrCancelled) {
+			r.Errorf("the sink says %v", r.putErr)
+		}
+	case "producer dies":
+		if whole || !errors.Is(r.putErr, casty.ErrStopped) {
+			r.Errorf("ended well though the producer died; the sink says %v", r.putErr)
+		}
+	default:
+		if !whole || r.putErr != nil {
+			r.Errorf("no consumer has everything; the sink says %v", r.putErr)
+		}
+	}
+	if r.Failed() {
+		for turn, seen := range r.readings {
+			r.Logf("consumer %d: %v, broke: %v, error: %v", turn, seen.values, seen.broke, seen.err)
+		}
+	}
+}
+
+// checkElements finds what was lost, and returns where the last consumer got
+// to. A consumer repeats nothing, and starts no later than where another got
+// to; rivals may come back, so that it need not be the one before.
+func (r *run) checkElements() (end int) {
+	type stretch struct{ from, to int }
+	var stretches []stretch
+	for turn, seen := range r.readings {
+		for i, value := range seen.values {
+			if value != seen.values[0]+i {
+				r.Errorf("consumer %d got %d after %d", turn, value, seen.values[i-1])
+			}
+		}
+		if n := len(seen.values); n > 0 && !r.left(turn) {
+			stretches = append(stretches, stretch{seen.values[0], seen.values[0] + n})
+		}
+	}
+	slices.SortFunc(stretches, func(a, b stretch) int { return a.from - b.from })
+	for _, s := range stretches {
+		if s.from > end {
+			r.Errorf("nobody got the elements from %d to %d", end, s.from-1)
+		}
+		end = max(end, s.to)
+	}
+	if put := int(r.put.Load()); end > put {
+		r.Errorf("%d elements put, %d consumed", put, end)
+	}
+	return end
+}
+
+// left says whether a user before this turn has left the loop, and with it
+// elements that nobody wants to see.
+func (r *run) left(turn int) bool {
+	return slices.ContainsFunc(r.readings[:turn], func(seen *experience) bool {
+		return seen.broke || errors.Is(seen.err, context.Canceled)
+	})
+}
+
+// The tests below run in simulated time, on a network in memory with two
+// hosts: left, where the producer is, and right.
+
+func TestConnectionIsCutAtAMessage(t *testing.T) {
+	for _, at := range []struct {
+		when    string
+		message string
+		nth     int
+	}{
+		{"before Subscribe arrives", "Subscribe", 1},
+		{"before the first element", "StreamElement", 1},
+		{"between elements", "StreamElement", 4},
+		{"at a demand for more", "StreamDemand", 2},
+		{"between the last element and its acknowledgement", "StreamDemand", 10},
+		{"before the completion", "StreamCompleted", 1},
+		{"between the completion and its acknowledgement", "StreamCompleted StreamDemand", 1},
+	} {
+		t.Run(at.when, func(t *testing.T) {
+			eachWay(t, func(t *testing.T, n *memNetwork, left, right *casty.System) {
+				struck := false
+				down := func() {
+					struck = true
+					n.down(5 * time.Second)
+				}
+				if first, then, both := strings.Cut(at.message, " "); both {
+					n.when(first, 1, func() { n.message, n.nth, n.fault = then, at.nth, down })
+				} else {
+					n.when(first, at.nth, down)
+				}
+				streamAll(t, left, right, 20, 10*time.Millisecond, casty.Window(4))
+				n.locked(func() {
+					if !struck {
+						t.Error("there was no such message")
+					}
+				})
+			})
+		})
+	}
+}
+
+// One run for each segment that is sent: the connection is cut after it.
+func TestConnectionIsCutAnywhere(t *testing.T) {
+	eachWay := func(t *testing.T, segment int) (struck bool) {
+		eachWay(t, func(t *testing.T, n *memNetwork, left, right *casty.System) {
+			n.after(segment, func() {
+				struck = true
+				n.down(5 * time.Second)
+			})
+			streamAll(t, left, right, 20, 0, casty.Window(4))
+			n.after(0, nil)
+		})
+		return struck
+	}
+	segment := 1
+	for eachWay(t, segment) && !t.Failed() {
+		segment++
+	}
+	t.Log(segment-1, "places")
+}
+
+func TestNetworkFailsAndRecovers(t *testing.T) {
+	for _, is := range []struct {
+		name   string
+		strike func(n *memNetwork)
+	}{
+		{"reset", func(n *memNetwork) { n.cut(ltr) }},
+		{"down for a while", func(n *memNetwork) { n.down(10 * time.Second) }},
+		{"silent, and no FIN ever comes", func(n *memNetwork) { n.lose(ltr); n.lose(rtl) }},
+		{"silent to the right", func(n *memNetwork) { n.lose(ltr) }},
+		{"silent to the left", func(n *memNetwork) { n.lose(rtl) }},
+		{"reset, but only the left knows", func(n *memNetwork) { n.lose(ltr); n.reset(rtl) }},
+		{"reset, but only the right knows", func(n *memNetwork) { n.lose(rtl); n.reset(ltr) }},
+		{"seconds of latency", func(n *memNetwork) { n.latency = 2 * time.Second }},
+		{"slow", func(n *memNetwork) { n.rate, n.room = 500, 100 }},
+		{"stalled for less than it takes to notice", func(n *memNetwork) {
+			n.stall(ltr, true)
+			time.AfterFunc(2*time.Second, func() { n.locked(func() { n.stall(ltr, false) }) })
+		}},
+	} {
+		t.Run(is.name, func(t *testing.T) {
+			eachWay(t, func(t *testing.T, n *memNetwork, left, right *casty.System) {
+				time.AfterFunc(time.Second, func() { n.locked(func() { is.strike(n) }) })
+				streamAll(t, left, right, 50, 50*time.Millisecond, casty.Window(16))
+			})
+		})
+	}
+}
+
+func TestPeerStaysAwayTooLong(t *testing.T) {
+	eachWay(t, func(t *testing.T, n *memNetwork, left, right *casty.System) {
+		producer := spawn(t, left, "numbers", casty.StreamProducer[int](2))
+		sink := getSink(t, left, producer)
+		source := getSource(t, right, spawn(t, right, "lost", casty.StreamConsumer(producer, casty.Window(4), casty.PeerTimeout(10*time.Second))))
+		next, stop := iter.Pull2(source.All(t.Context()))
+		defer stop()
+		for i := range 3 {
+			if err := sink.Put(t.Context(), i); err != nil {
+				t.Fatal(err)
+			}
+			if value, err, _ := next(); value != i || err != nil {
+				t.Fatal(value, err)
+			}
+		}
+		time.Sleep(3 * time.Second) // so that it is acknowledged
+		n.locked(func() { n.down(time.Minute) })
+
+		start := time.Now()
+		_, err, _ := next()
+		wantError(t, err, casty.ErrUnreachable)
+		if took := time.Since(start); took < 10*time.Second || took > 15*time.Second {
+			t.Errorf("noticed after %v", took)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		put := 3
+		for err = nil; err == nil; put++ {
+			err = sink.Put(ctx, put)
+		}
+		wantError(t, err, context.DeadlineExceeded, "consumer", "lost")
+		put--
+		wantError(t, sink.Complete(ctx), context.DeadlineExceeded, "consumer", "lost")
+
+		time.Sleep(time.Minute)
+		complete := make(chan error, 1)
+		go func() { complete <- sink.Complete(t.Context()) }()
+		if got := consume(t, right, producer); !slices.Equal(got, upTo(put)[3:]) {
+			t.Errorf("the next consumer got %v of %v", got, upTo(put)[3:])
+		}
+		if err := <-complete; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestCancelIsLost(t *testing.T) {
+	eachWay(t, func(t *testing.T, n *memNetwork, left, right *casty.System) {
+		producer := spawn(t, left, "numbers", casty.StreamProducer[int](2))
+		put := putAll(t, getSink(t, left, producer), 1000)
+		n.when("StreamCancel", 1, func() { n.down(10 * time.Second) })
+		for value, err := range getSource(t, right, spawn(t, right, "leaver", casty.StreamConsumer(producer))).All(t.Context()) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			if value == 5 {
+				break
+			}
+		}
+		wantError(t, <-put.err, casty.ErrCancelled)
+	})
+}
+
+// A rival takes over from a consumer that is only cut off. When that one is
+// back it gets an error, and the rival is not disturbed.
+func TestConsumerComesBackToARival(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newMemNetwork(1)
+		left := n.node(t, "left")
+		right := n.node(t, "right", "left:1")
+		third := n.node(t, "third", "left:1")
+		producer := spawn(t, left, "numbers", casty.StreamProducer[int](0))
+		sink := getSink(t, left, producer)
+		source := getSource(t, right, spawn(t, right, "cut off", casty.StreamConsumer(producer)))
+		next, stop := iter.Pull2(source.All(t.Context()))
+		defer stop()
+		if err := sink.Put(t.Context(), 0); err != nil {
+			t.Fatal(err)
+		}
+		if value, err, _ := next(); value != 0 || err != nil {
+			t.Fatal(value, err)
+		}
+		time.Sleep(3 * time.Second)
+		go n.part(right, 10*time.Second)
+		time.Sleep(5 * time.Second)
+		rival := getSource(t, third, spawn(t, third, "rival", casty.StreamConsumer(producer)))
+		go func() {
+			for i := 1; i < 100; i++ {
+				sink.Put(t.Context(), i)
+				time.Sleep(200 * time.Millisecond)
+			}
+			sink.Complete(t.Context())
+		}()
+		if got := drain(t, rival); !slices.Equal(got, upTo(100)[1:]) {
+			t.Errorf("the rival got %v", got)
+		}
+		value, err, _ := next()
+		for want := 1; err == nil; want++ { // what was under way when it was cut off
+			if value != want {
+				t.Errorf("got %d instead of %d", value, want)
+			}
+			value, err, _ = next()
+		}
+		wantError(t, err, casty.ErrAlreadySubscribed)
+	})
+}
+
+func TestProducerIsReplacedByAnother(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newMemNetwork(1)
+		left := n.node(t, "left")
+		right := n.node(t, "right", "left:1")
+		producer := spawn(t, left, "numbers", casty.StreamProducer[int](0))
+		source := getSource(t, right, spawn(t, right, "reader", casty.StreamConsumer(producer)))
+		next, stop := iter.Pull2(source.All(t.Context()))
+		defer stop()
+		sink := getSink(t, left, producer)
+		for i := range 5 {
+			if err := sink.Put(t.Context(), i); err != nil {
+				t.Fatal(err)
+			}
+			if value, err, _ := next(); value != i || err != nil {
+				t.Fatal(value, err)
+			}
+		}
+		n.locked(func() { n.down(5 * time.Second) })
+		left.Close()
+		left = n.node(t, "left")
+		putAll(t, getSink(t, left, spawn(t, left, "numbers", casty.StreamProducer[int](16))), 10)
+		value, err, _ := next()
+		wantError(t, err, nil, "cannot resume")
+		if value != 0 {
+			t.Errorf("and the value %d", value)
+		}
+	})
+}
+
+func TestQuietProducer(t *testing.T) {
+	for _, idle := range []time.Duration{0, 30 * time.Second, 2 * time.Minute} {
+		t.Run(fmt.Sprint("idle timeout ", idle), func(t *testing.T) {
+			eachWay(t, func(t *testing.T, n *memNetwork, left, right *casty.System) {
+				producer := spawn(t, left, "numbers", casty.StreamProducer[int](0))
+				sink := getSink(t, left, producer)
+				complete := make(chan error, 1)
+				go func() {
+					sink.Put(t.Context(), 0)
+					time.Sleep(time.Minute)
+					sink.Put(t.Context(), 1)
+					complete <- sink.Complete(t.Context())
+				}()
+				got, err := tryConsume(t, right, producer, casty.IdleTimeout(idle), casty.PeerTimeout(time.Second))
+				if idle == 30*time.Second {
+					wantError(t, err, casty.ErrIdle)
+					wantError(t, <-complete, casty.ErrCancelled)
+					return
+				}
+				if err != nil || len(got) != 2 {
+					t.Fatal(got, err)
+				}
+				if err := <-complete; err != nil {
+					t.Error(err)
+				}
+			})
+		})
+	}
+}
+
+// A consumer's Subscribe may come late, from a connection that has since been
+// replaced. This one is played by the test.
+func TestLateSubscribeIsIgnored(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		system := local(t)
+		producer := spawn(t, system, "numbers", casty.StreamProducer[int](0))
+		putAll(t, getSink(t, system, producer), 10)
+		heard := make(chan casty.StreamConsumerMsg[int], 100)
+		me := spawn(t, system, "me", func(self *casty.Actor[casty.StreamConsumerMsg[int]]) {
+			for msg := range self.Messages() {
+				heard <- msg
+			}
+		})
+		expect := func(want ...int) {
+			t.Helper()
+			synctest.Wait()
+			var got []int
+			for len(heard) > 0 {
+				if m, ok := (<-heard).(casty.StreamElement[int]); ok {
+					got = append(got, m.Elements...)
+				}
+			}
+			if !slices.Equal(got, want) {
+				t.Errorf("got %v instead of %v", got, want)
+			}
+		}
+		producer.Tell(system, casty.Subscribe[int]{Consumer: me, From: 0, Demand: 4})
+		expect(0, 1, 2, 3)
+		producer.Tell(system, casty.StreamDemand[int]{Consumer: me, Received: 2, Demand: 6})
+		expect(4, 5)
+		producer.Tell(system, casty.Subscribe[int]{Consumer: me, From: 0, Demand: 4})
+		producer.Tell(system, casty.Subscribe[int]{Consumer: me, From: 1, Demand: 4})
+		expect()
+		producer.Tell(system, casty.Subscribe[int]{Consumer: me, From: 3, Demand: 6})
+		expect(3, 4, 5)
+		producer.Tell(system, casty.StreamDemand[int]{Consumer: me, Received: 1, Demand: 2})
+		expect() // an old demand takes nothing back
+		producer.Tell(system, casty.StreamDemand[int]{Consumer: me, Received: 6, Demand: 7})
+		expect(6)
+	})
+}
+
+func TestClusterHeals(t *testing.T) {
+	for _, is := range []struct {
+		name   string
+		strike func(n *memNetwork, c *casty.System)
+	}{
+		{"a node is cut off", func(n *memNetwork, c *casty.System) { n.part(c, 20*time.Second) }},
+		{"its connections are reset", func(n *memNetwork, c *casty.System) { n.part(c, 0) }},
+	} {
+		t.Run(is.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				n := newMemNetwork(1)
+				a, b, c := n.node(t, "a"), n.node(t, "b", "a:1"), n.node(t, "c", "a:1")
+				client := n.client(t.Context(), t, "client", "c:1")
+				for _, node := range []*casty.System{a, b, c} {
+					spawn(t, node, "numbers", casty.Discoverable(numbers, casty.StreamProducer[int](0)))
+				}
+				time.Sleep(5 * time.Second)
+				expectCluster(t, []string{"a:1", "b:1", "c:1"}, a, b, c, client)
+				is.strike(n, c)
+				time.Sleep(15 * time.Second)
+				expectCluster(t, []string{"a:1", "b:1", "c:1"}, a, b, c, client)
+			})
+		})
+	}
+}
+
+func TestCutOffNodesAreNotListed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newMemNetwork(1)
+		a, b, c := n.node(t, "a"), n.node(t, "b", "a:1"), n.node(t, "c", "a:1")
+		client := n.client(t.Context(), t, "client", "a:1")
+		for _, node := range []*casty.System{a, b, c} {
+			spawn(t, node, "numbers", casty.Discoverable(numbers, casty.StreamProducer[int](0)))
+		}
+		time.Sleep(5 * time.Second)
+		go n.part(c, 20*time.Second)
+		time.Sleep(10 * time.Second)
+		expectCluster(t, []string{"a:1", "b:1"}, a, b, client)
+		expectCluster(t, []string{"c:1"}, c)
+		time.Sleep(25 * time.Second)
+		expectCluster(t, []string{"a:1", "b:1", "c:1"}, a, b, c, client)
+	})
+}
+
+func TestSeedRestarts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newMemNetwork(1)
+		a, b := n.node(t, "a"), n.node(t, "b", "a:1")
+		client := n.client(t.Context(), t, "client", "a:1")
+		time.Sleep(5 * time.Second)
+		n.locked(func() { n.down(5 * time.Second) })
+		a.Close()
+		time.Sleep(30 * time.Second)
+		expectMembers(t, []string{"b:1"}, b, client)
+		a = n.node(t, "a")
+		spawn(t, a, "numbers", casty.Discoverable(numbers, casty.StreamProducer[int](0)))
+		spawn(t, b, "numbers", casty.Discoverable(numbers, casty.StreamProducer[int](0)))
+		time.Sleep(5 * time.Second)
+		expectCluster(t, []string{"a:1", "b:1"}, a, b, client)
+	})
+}
+
+func TestSeedsAreWaitedFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newMemNetwork(1)
+		b := n.node(t, "b", "a:1")
+		time.AfterFunc(30*time.Second, func() { n.node(t, "a") })
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		start := time.Now()
+		client := n.client(ctx, t, "client", "a:1")
+		if took := time.Since(start); took < 30*time.Second || took > 35*time.Second {
+			t.Errorf("connected after %v", took)
+		}
+		time.Sleep(5 * time.Second)
+		expectMembers(t, []string{"a:1", "b:1"}, b, client)
+	})
+}
+
+func TestDeadNodeDoesNotHaunt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newMemNetwork(1)
+		a, b, c := n.node(t, "a", "c:1"), n.node(t, "b", "a:1", "c:1"), n.node(t, "c", "a:1")
+		client := n.client(t.Context(), t, "client", "a:1", "c:1")
+		for _, node := range []*casty.System{a, b, c} {
+			spawn(t, node, "numbers", casty.Discoverable(numbers, casty.StreamProducer[int](0)))
+		}
+		time.Sleep(5 * time.Second)
+		expectCluster(t, []string{"a:1", "b:1", "c:1"}, a, b, c, client)
+		n.isolate(c)
+		c.Close()
+		time.Sleep(10 * time.Second)
+		for range 120 {
+			expectCluster(t, []string{"a:1", "b:1"}, a, b, client)
+			time.Sleep(time.Second)
+		}
+	})
+}
+
+var numbers = casty.NewServiceKey[casty.StreamProducerMsg[int]]("numbers")
+
 // Fuzzing what the network can reach.
 
 // quietly starts a node whose log nobody reads, and a client that checks
@@ -1655,7 +2578,7 @@ func consumeNext(t *testing.T, in *casty.System, producer casty.ActorRef[casty.S
 
 func tryConsume(t testing.TB, in *casty.System, producer casty.ActorRef[casty.StreamProducerMsg[int]], options ...casty.StreamOption) (got []int, err error) {
 	t.Helper()
-	consumer := spawn(t, in, "consumer-"+rand.Text(), casty.StreamConsumer(producer, options...))
+	consumer := spawn(t, in, "consumer-"+cryptorand.Text(), casty.StreamConsumer(producer, options...))
 	for n, e := range getSource(t, in, consumer).All(t.Context()) {
 		if err = e; err == nil {
 			got = append(got, n)
@@ -1911,7 +2834,7 @@ func (a *authority) config(t *testing.T, lasts time.Duration, name string) *tls.
 
 func (a *authority) issue(t *testing.T, template *x509.Certificate, lasts time.Duration) (*x509.Certificate, *ecdsa.PrivateKey) {
 	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	key, err := ecdsa.GenerateKey(elliptic.P256(), cryptorand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -1921,7 +2844,7 @@ func (a *authority) issue(t *testing.T, template *x509.Certificate, lasts time.D
 	if parent == nil {
 		parent, signer = template, key
 	}
-	raw, err := x509.CreateCertificate(rand.Reader, template, parent, &key.PublicKey, signer)
+	raw, err := x509.CreateCertificate(cryptorand.Reader, template, parent, &key.PublicKey, signer)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -1988,4 +2911,639 @@ func (b *syncBuffer) String() string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.b.String()
+}
+
+// expectCluster checks which nodes the systems know, and that each offers numbers.
+func expectCluster(t *testing.T, nodes []string, of ...*casty.System) {
+	t.Helper()
+	expectMembers(t, nodes, of...)
+	for _, s := range of {
+		var got []string
+		for _, instance := range casty.Lookup(s, numbers).Instances {
+			got = append(got, instance.Node)
+		}
+		if !slices.Equal(got, nodes) {
+			t.Fatalf("%s lists %v instead of %v", s.Address(), got, nodes)
+		}
+	}
+}
+
+func expectMembers(t *testing.T, nodes []string, of ...*casty.System) {
+	t.Helper()
+	for _, s := range of {
+		if got := casty.Members(s); !slices.Equal(got, nodes) {
+			t.Fatalf("%s knows %v instead of %v", s.Address(), got, nodes)
+		}
+	}
+}
+
+// eachWay runs a test with two nodes, and with a client at either end.
+func eachWay(t *testing.T, test func(t *testing.T, n *memNetwork, left, right *casty.System)) {
+	for _, way := range []string{"node to node", "node to client", "client to node"} {
+		t.Run(way, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				n := newMemNetwork(1)
+				var left, right *casty.System
+				switch way {
+				case "node to node":
+					left, right = n.node(t, "left"), n.node(t, "right", "left:1")
+				case "node to client":
+					left = n.node(t, "left")
+					right = n.client(t.Context(), t, "right", "left:1")
+				case "client to node":
+					right = n.node(t, "right")
+					left = n.client(t.Context(), t, "left", "right:1")
+				}
+				test(t, n, left, right)
+			})
+		})
+	}
+}
+
+var (
+	ltr = route{"left", "right"}
+	rtl = ltr.back()
+)
+
+// streamAll sends so many elements through a new stream, with pauses between
+// them, and checks that all arrive.
+func streamAll(t *testing.T, left, right *casty.System, elements int, pause time.Duration, options ...casty.StreamOption) {
+	t.Helper()
+	producer := spawn(t, left, "numbers", casty.StreamProducer[int](2))
+	sink := getSink(t, left, producer)
+	complete := make(chan error, 1)
+	go func() {
+		for i := range elements {
+			time.Sleep(pause)
+			if err := sink.Put(t.Context(), i); err != nil {
+				complete <- err
+				return
+			}
+		}
+		complete <- sink.Complete(t.Context())
+	}()
+	start := time.Now()
+	if got := consume(t, right, producer, options...); !slices.Equal(got, upTo(elements)) {
+		t.Errorf("got %v", got)
+	}
+	if err := <-complete; err != nil {
+		t.Error(err)
+	}
+	if took := time.Since(start); took > 2*time.Minute {
+		t.Errorf("it took %v", took)
+	}
+}
+
+func fromEnv(t *testing.T, name string, otherwise int) int {
+	text := os.Getenv(name)
+	if text == "" {
+		return otherwise
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil {
+		t.Fatalf("%s: %v", name, err)
+	}
+	return n
+}
+
+func atMost(r *rand.Rand, d time.Duration) time.Duration { return time.Duration(r.Int64N(int64(d))) }
+
+func pick[T any](r *rand.Rand, from ...T) T { return from[r.IntN(len(from))] }
+
+// A memNetwork is a network in memory, for tests in a synctest bubble: it
+// takes simulated time. Writes arrive in order, in segments of a random size,
+// each after a while. Hosts have names without a port; an address is such a
+// name and ":1".
+type memNetwork struct {
+	mu        sync.Mutex // guards what follows, and every field of its wires
+	random    *rand.Rand
+	listeners map[string]*memListener // by address
+	wires     []*memWire
+	dials     map[route]error // what becomes of those who dial; errSilence: nothing, until ctx ends
+	changed   chan struct{}   // closed and replaced when dials has changed
+	silent    bool            // nobody can dial
+	isolated  map[string]bool // hosts that are cut off
+	hosts     map[*casty.System]string
+	countdown int    // segments until fault
+	fault     func() // called with mu held
+	message   string // writes that contain it are counted, too,
+	nth       int    // until fault
+
+	latency   time.Duration // of a segment: this much, and up to as much again
+	chunk     int           // longest segment; 0: a write is one segment
+	room      int           // bytes under way before a writer has to wait
+	rate      int           // bytes per second; 0: no limit
+	halfClose bool          // whether connections have CloseWrite
+	mailbox   int           // the systems' Config.Mailbox
+}
+
+type route struct{ from, to string }
+
+func (r route) back() route { return route{r.to, r.from} }
+
+var errSilence = errors.New("no answer")
+
+func newMemNetwork(seed uint64) *memNetwork {
+	return &memNetwork{
+		random:    rand.New(rand.NewPCG(seed, 99)),
+		listeners: map[string]*memListener{},
+		dials:     map[route]error{},
+		changed:   make(chan struct{}),
+		isolated:  map[string]bool{},
+		hosts:     map[*casty.System]string{},
+		room:      64 << 10,
+	}
+}
+
+func (n *memNetwork) locked(f func()) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	f()
+}
+
+// node starts a node on a host, and closes it in the end.
+func (n *memNetwork) node(t *testing.T, host string, seeds ...string) *casty.System {
+	t.Helper()
+	cfg := n.config(host, seeds)
+	cfg.Address = host + ":1"
+	cfg.Listener = n.listen(cfg.Address)
+	node, err := casty.StartNode(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.own(t, node, host)
+	return node
+}
+
+// client is node for a client.
+func (n *memNetwork) client(ctx context.Context, t *testing.T, host string, seeds ...string) *casty.System {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
+	defer cancel()
+	client, err := casty.Connect(ctx, n.config(host, seeds))
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.own(t, client, host)
+	return client
+}
+
+func (n *memNetwork) config(host string, seeds []string) casty.Config {
+	return casty.Config{
+		Seeds:   seeds,
+		Mailbox: n.mailbox,
+		Logger:  slog.New(slog.DiscardHandler),
+		Dial: func(ctx context.Context, address string) (net.Conn, error) {
+			conn, err := n.dial(ctx, host, address)
+			if err != nil {
+				return nil, &net.OpError{Op: "dial", Net: "mem", Addr: memAddr(address), Err: err}
+			}
+			return conn, nil
+		},
+	}
+}
+
+// own closes a system at the end of the test, which must not take long.
+func (n *memNetwork) own(t *testing.T, s *casty.System, host string) {
+	n.locked(func() { n.hosts[s] = host })
+	t.Cleanup(func() {
+		start := time.Now()
+		if err := s.Close(); err != nil {
+			t.Errorf("close %s: %v", host, err)
+		}
+		if took := time.Since(start); took > 5*time.Second {
+			t.Errorf("to close %s took %v", host, took)
+		}
+	})
+}
+
+// The faults. Those whose names are not exported elsewhere want mu held.
+
+// after calls fault when so many segments more have been written.
+func (n *memNetwork) after(segments int, fault func()) {
+	n.locked(func() { n.countdown, n.fault = segments, fault })
+}
+
+// when calls fault before the nth write that has a message of this name.
+func (n *memNetwork) when(message string, nth int, fault func()) {
+	n.locked(func() { n.message, n.nth, n.fault = message, nth, fault })
+}
+
+// strike breaks something at random, and returns how to mend it.
+func (n *memNetwork) strike(random *rand.Rand) (heal func()) {
+	var there route
+	if len(n.wires) > 0 {
+		there = pick(random, n.wires...).route
+	}
+	heal = func() {
+		n.refuse(there, nil)
+		n.refuse(there.back(), nil)
+		n.stall(there, false)
+		n.stall(there.back(), false)
+	}
+	switch random.IntN(10) {
+	case 0: // a reset, and all is well again
+		n.cut(there)
+	case 1: // a reset, and nobody listens
+		n.cut(there)
+		n.refuse(there, syscall.ECONNREFUSED)
+		n.refuse(there.back(), syscall.ECONNREFUSED)
+	case 2: // a reset, and dialling gets no answer
+		n.cut(there)
+		n.refuse(there, errSilence)
+		n.refuse(there.back(), errSilence)
+	case 3: // a partition; what is under way arrives in the end
+		n.stall(there, true)
+		n.stall(there.back(), true)
+		n.refuse(there, errSilence)
+		n.refuse(there.back(), errSilence)
+	case 4: // the connections are dead, and only heartbeats can tell
+		n.lose(there)
+		n.lose(there.back())
+	case 5: // one direction of them is
+		n.lose(there)
+	case 6: // one direction stops for a while
+		n.stall(there, true)
+	case 7: // a reset that the other end does not hear of
+		n.lose(there)
+		n.reset(there.back())
+	case 8: // a reset that the other end hears of after what was under way
+		n.reset(there.back())
+		n.on(there, (*memWire).close)
+		n.stall(there, true)
+	case 9: // very slow
+		latency := n.latency
+		n.latency = atMost(random, 3*time.Second)
+		return func() { n.latency = latency }
+	}
+	return heal
+}
+
+// on calls f for each wire of a route.
+func (n *memNetwork) on(r route, f func(*memWire)) {
+	for _, w := range n.wires {
+		if w.route == r {
+			f(w)
+			w.change()
+		}
+	}
+}
+
+// cut resets the connections between two hosts.
+func (n *memNetwork) cut(r route) {
+	for _, r := range []route{r, r.back()} {
+		n.reset(r)
+		n.on(r, func(w *memWire) { w.closed = true })
+	}
+}
+
+// reset tells those who read that the connection is gone. What was under way
+// to them is lost, from a random place on.
+func (n *memNetwork) reset(r route) {
+	n.on(r, func(w *memWire) {
+		w.segments = w.segments[:n.random.IntN(len(w.segments)+1)]
+		w.append(memSegment{end: syscall.ECONNRESET})
+	})
+}
+
+// stall keeps what is under way from arriving, for now.
+func (n *memNetwork) stall(r route, stalled bool) { n.on(r, func(w *memWire) { w.stalled = stalled }) }
+
+// lose keeps what is under way on these connections from ever arriving.
+func (n *memNetwork) lose(r route) { n.on(r, func(w *memWire) { w.lost = true }) }
+
+// refuse decides what becomes of those who dial.
+func (n *memNetwork) refuse(r route, err error) {
+	n.dials[r] = err
+	close(n.changed)
+	n.changed = make(chan struct{})
+}
+
+// down cuts the connections between left and right, and everybody else, and
+// lets nobody dial for a while. It wants mu held.
+func (n *memNetwork) down(d time.Duration) {
+	for _, w := range slices.Clone(n.wires) {
+		n.cut(w.route)
+	}
+	n.silent = true
+	time.AfterFunc(d, func() {
+		n.locked(func() {
+			n.silent = false
+			n.refuse(route{}, nil)
+		})
+	})
+}
+
+// isolate cuts a system's host off for good, without a word.
+func (n *memNetwork) isolate(s *casty.System) {
+	n.locked(func() {
+		host := n.hosts[s]
+		n.isolated[host] = true
+		for _, w := range n.wires {
+			if w.from == host || w.to == host {
+				w.lost = true
+				w.change()
+			}
+		}
+	})
+}
+
+// part resets a system's connections, and keeps its host apart from all
+// others for a while.
+func (n *memNetwork) part(s *casty.System, d time.Duration) {
+	n.locked(func() {
+		host := n.hosts[s]
+		n.isolated[host] = true
+		for _, w := range n.wires {
+			if w.from == host {
+				n.cut(w.route)
+			}
+		}
+	})
+	time.Sleep(d)
+	n.locked(func() {
+		delete(n.isolated, n.hosts[s])
+		n.refuse(route{}, nil)
+	})
+}
+
+func (n *memNetwork) dial(ctx context.Context, host, address string) (net.Conn, error) {
+	to, _, _ := strings.Cut(address, ":")
+	there := route{host, to}
+	var latency time.Duration
+	n.locked(func() { latency = n.latency })
+	select {
+	case <-time.After(2 * latency):
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for n.silent || n.dials[there] == errSilence || n.isolated[host] || n.isolated[to] {
+		changed := n.changed
+		n.mu.Unlock()
+		select {
+		case <-changed:
+		case <-ctx.Done():
+		}
+		n.mu.Lock()
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+	}
+	if err := n.dials[there]; err != nil {
+		return nil, err
+	}
+	l := n.listeners[address]
+	if l == nil {
+		return nil, syscall.ECONNREFUSED
+	}
+	forth := &memWire{net: n, route: there, changed: make(chan struct{})}
+	back := &memWire{net: n, route: there.back(), changed: make(chan struct{}), back: forth}
+	forth.back = back
+	n.wires = append(n.wires, forth, back)
+	select {
+	case l.backlog <- n.conn(back, forth):
+		return n.conn(forth, back), nil
+	default:
+		return nil, syscall.ECONNREFUSED
+	}
+}
+
+// conn is one end of two wires.
+func (n *memNetwork) conn(out, in *memWire) net.Conn {
+	c := &memConn{in: in, out: out}
+	if n.halfClose {
+		return memHalfCloser{c}
+	}
+	return c
+}
+
+// listen returns the listener at an address, which there may already be.
+func (n *memNetwork) listen(address string) *memListener {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.listeners[address] == nil {
+		n.listeners[address] = &memListener{net: n, address: memAddr(address), backlog: make(chan net.Conn, 16), closed: make(chan struct{})}
+	}
+	return n.listeners[address]
+}
+
+type memListener struct {
+	net     *memNetwork
+	address memAddr
+	backlog chan net.Conn
+	closed  chan struct{}
+	closing sync.Once
+}
+
+func (l *memListener) Accept() (net.Conn, error) {
+	select {
+	case conn := <-l.backlog:
+		return conn, nil
+	case <-l.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+func (l *memListener) Close() error {
+	l.closing.Do(func() {
+		close(l.closed)
+		l.net.locked(func() { delete(l.net.listeners, string(l.address)) })
+		for len(l.backlog) > 0 {
+			(<-l.backlog).Close()
+		}
+	})
+	return nil
+}
+
+func (l *memListener) Addr() net.Addr { return l.address }
+
+type memAddr string
+
+func (memAddr) Network() string  { return "mem" }
+func (a memAddr) String() string { return string(a) }
+
+// A memWire carries bytes one way. Its fields are guarded by its network's mu.
+type memWire struct {
+	net *memNetwork
+	route
+	segments        []memSegment // written and not yet read
+	held            int          // bytes in segments
+	stalled, lost   bool         // nothing arrives, for now or for ever
+	closed, deaf    bool         // no more is written; no more is read
+	back            *memWire     // the other direction
+	readBy, writeBy time.Time    // the deadlines
+	changed         chan struct{}
+}
+
+// A memSegment arrives when it is due. An end is the last: the reader gets its
+// error from then on.
+type memSegment struct {
+	due   time.Time
+	bytes []byte
+	end   error
+}
+
+// change wakes those who wait for the wire.
+func (w *memWire) change() {
+	close(w.changed)
+	w.changed = make(chan struct{})
+}
+
+// wait releases mu until the wire has changed, or one of the times has come
+// that are not zero.
+func (w *memWire) wait(until ...time.Time) {
+	changed := w.changed
+	w.net.mu.Unlock()
+	defer w.net.mu.Lock()
+	var first time.Time
+	for _, t := range until {
+		if !t.IsZero() && (first.IsZero() || t.Before(first)) {
+			first = t
+		}
+	}
+	if first.IsZero() {
+		<-changed
+		return
+	}
+	timer := time.NewTimer(time.Until(first))
+	defer timer.Stop()
+	select {
+	case <-changed:
+	case <-timer.C:
+	}
+}
+
+func past(deadline time.Time) bool { return !deadline.IsZero() && !time.Now().Before(deadline) }
+
+func (w *memWire) read(p []byte) (int, error) {
+	w.net.mu.Lock()
+	defer w.net.mu.Unlock()
+	for {
+		var due time.Time
+		switch {
+		case w.deaf:
+			return 0, net.ErrClosed
+		case past(w.readBy):
+			return 0, os.ErrDeadlineExceeded
+		case len(w.segments) > 0 && !w.stalled && !w.lost:
+			first := &w.segments[0]
+			if due = first.due; time.Now().Before(due) {
+				break
+			}
+			if first.end != nil {
+				return 0, first.end
+			}
+			size := copy(p, first.bytes)
+			first.bytes = first.bytes[size:]
+			if len(first.bytes) == 0 {
+				w.segments = w.segments[1:]
+			}
+			w.held -= size
+			w.change()
+			return size, nil
+		}
+		w.wait(due, w.readBy)
+	}
+}
+
+func (w *memWire) write(p []byte) (written int, err error) {
+	w.net.mu.Lock()
+	defer w.net.mu.Unlock()
+	if n := w.net; n.message != "" && bytes.Contains(p, []byte("casty."+n.message+"[")) {
+		if n.nth--; n.nth == 0 {
+			n.fault()
+		}
+	}
+	for len(p) > 0 {
+		switch {
+		case w.closed:
+			return written, syscall.EPIPE
+		case w.deaf && !w.back.stalled && !w.back.lost: // else we do not get to know
+			return written, syscall.ECONNRESET
+		case past(w.writeBy):
+			return written, os.ErrDeadlineExceeded
+		case w.held >= w.net.room:
+			w.wait(w.writeBy)
+			continue
+		}
+		size := len(p)
+		if w.net.chunk > 0 {
+			size = 1 + w.net.random.IntN(min(size, w.net.chunk))
+		}
+		w.append(memSegment{bytes: slices.Clone(p[:size])})
+		p, written = p[size:], written+size
+		if w.net.countdown--; w.net.countdown == 0 {
+			w.net.fault()
+		}
+	}
+	return written, nil
+}
+
+// append sends a segment on its way.
+func (w *memWire) append(s memSegment) {
+	s.due = time.Now()
+	if w.net.latency > 0 {
+		s.due = s.due.Add(w.net.latency + atMost(w.net.random, w.net.latency))
+	}
+	if len(w.segments) > 0 && s.due.Before(w.segments[len(w.segments)-1].due) {
+		s.due = w.segments[len(w.segments)-1].due
+	}
+	if w.net.rate > 0 {
+		s.due = s.due.Add(time.Duration(len(s.bytes)) * time.Second / time.Duration(w.net.rate))
+	}
+	w.segments = append(w.segments, s)
+	w.held += len(s.bytes)
+	w.change()
+}
+
+// close ends what is written; the reader gets to know after everything else.
+func (w *memWire) close() {
+	if !w.closed {
+		w.closed = true
+		w.append(memSegment{end: io.EOF})
+	}
+}
+
+// A memConn is one end of a connection.
+type memConn struct{ in, out *memWire }
+
+func (c *memConn) Read(p []byte) (int, error)  { return c.in.read(p) }
+func (c *memConn) Write(p []byte) (int, error) { return c.out.write(p) }
+func (c *memConn) LocalAddr() net.Addr         { return memAddr(c.out.from) }
+func (c *memConn) RemoteAddr() net.Addr        { return memAddr(c.out.to) }
+
+func (c *memConn) Close() error {
+	n := c.out.net
+	n.locked(func() {
+		c.out.close()
+		c.in.deaf = true
+		c.in.change()
+		n.wires = slices.DeleteFunc(n.wires, func(w *memWire) bool { return w.deaf && w.closed })
+	})
+	return nil
+}
+
+func (c *memConn) SetDeadline(t time.Time) error {
+	c.SetReadDeadline(t)
+	return c.SetWriteDeadline(t)
+}
+
+func (c *memConn) SetReadDeadline(t time.Time) error {
+	c.in.net.locked(func() { c.in.readBy = t; c.in.change() })
+	return nil
+}
+
+func (c *memConn) SetWriteDeadline(t time.Time) error {
+	c.out.net.locked(func() { c.out.writeBy = t; c.out.change() })
+	return nil
+}
+
+// A memHalfCloser is a memConn that can be closed in one direction.
+type memHalfCloser struct{ *memConn }
+
+func (c memHalfCloser) CloseWrite() error {
+	c.out.net.locked(c.out.close)
+	return nil
 }
