@@ -108,7 +108,7 @@ type Config struct {
 	// Default 1s.
 	Heartbeat time.Duration
 	// Mailbox is how many messages wait for an actor before the next one is
-	// a dead letter. Default 1024.
+	// a dead letter. Default 512.
 	Mailbox int
 	// MaxMessage bounds a message on the network, in bytes. Default 16 MiB;
 	// at most 2 GiB.
@@ -119,7 +119,7 @@ func (c Config) withDefaults() Config {
 	c.Name = cmp.Or(c.Name, "casty")
 	c.Logger = cmp.Or(c.Logger, slog.Default())
 	c.Heartbeat = cmp.Or(max(c.Heartbeat, 0), time.Second)
-	c.Mailbox = cmp.Or(max(c.Mailbox, 0), 1024)
+	c.Mailbox = cmp.Or(max(c.Mailbox, 0), 512)
 	c.MaxMessage = min(cmp.Or(max(c.MaxMessage, 0), 16<<20), 1<<31-1)
 	if c.Dial == nil {
 		c.Dial = func(ctx context.Context, address string) (net.Conn, error) {

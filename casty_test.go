@@ -2337,38 +2337,239 @@ func BenchmarkStream(b *testing.B) {
 	}
 }
 
-func benchmarkStream[E any](b *testing.B, from, to *casty.System, window int, element func(int) E) {
-	producer := spawn(b, from, "producer", casty.StreamProducer[E](256))
+// BenchmarkRoundTrip sends one element there, and back on a second stream.
+func BenchmarkRoundTrip(b *testing.B) {
+	b.Run("gob", func(b *testing.B) {
+		here, there := loopback(b)
+		go func() {
+			dec, enc := gob.NewDecoder(there), gob.NewEncoder(there)
+			for {
+				var m batch[sample]
+				if dec.Decode(&m) != nil || enc.Encode(m) != nil {
+					return
+				}
+			}
+		}()
+		enc, dec := gob.NewEncoder(here), gob.NewDecoder(here)
+		for i := range b.N {
+			var m batch[sample]
+			if err := errors.Join(enc.Encode(batch[sample]{[]sample{reading(i)}}), dec.Decode(&m)); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("network", func(b *testing.B) {
+		a := startNode(b)
+		c := startNode(b, a.Address())
+		there, back := newBenchStream[sample](b, a, c, 256), newBenchStream[sample](b, c, a, 256)
+		go func() {
+			for m, err := range there.source.All(b.Context()) {
+				if err != nil || back.sink.Put(b.Context(), m) != nil {
+					return
+				}
+			}
+		}()
+		next, stop := iter.Pull2(back.source.All(b.Context()))
+		defer stop()
+		for i := range b.N {
+			if err := there.sink.Put(b.Context(), reading(i)); err != nil {
+				b.Fatal(err)
+			}
+			if _, err, _ := next(); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}
+
+// BenchmarkLarge streams elements of 64 KiB.
+func BenchmarkLarge(b *testing.B) {
+	payload := make([]byte, 64<<10)
+	element := func(int) []byte { return payload }
+	b.Run("gob", func(b *testing.B) {
+		b.SetBytes(int64(len(payload)))
+		benchmarkGob(b, 256, element)
+	})
+	b.Run("network", func(b *testing.B) {
+		b.SetBytes(int64(len(payload)))
+		a := startNode(b)
+		benchmarkStream(b, a, startNode(b, a.Address()), 256, element)
+	})
+}
+
+// BenchmarkManyStreams shares one connection. It tells how far the slowest
+// stream has come, against the mean, when the first has ended.
+func BenchmarkManyStreams(b *testing.B) {
+	for _, streams := range []int{1, 10, 100, 1000} {
+		b.Run(fmt.Sprintf("streams=%d", streams), func(b *testing.B) {
+			a := startNode(b)
+			c := startNode(b, a.Address())
+			all := make([]benchStream[sample], streams)
+			for i := range all {
+				all[i] = newBenchStream[sample](b, a, c, 256)
+			}
+			each := b.N/streams + 1
+			var progress sync.WaitGroup
+			counts, first, slowest := make([]atomic.Int64, streams), sync.Once{}, 1.0
+			b.ResetTimer()
+			for i, s := range all {
+				progress.Go(func() { s.putAll(b, each, reading) })
+				progress.Go(func() {
+					for _, err := range s.source.All(b.Context()) {
+						if err != nil {
+							b.Error(err)
+							return
+						}
+						counts[i].Add(1)
+					}
+					first.Do(func() {
+						least, sum := int64(each), int64(0)
+						for i := range counts {
+							least, sum = min(least, counts[i].Load()), sum+counts[i].Load()
+						}
+						slowest = float64(least) * float64(streams) / float64(sum)
+					})
+				})
+			}
+			progress.Wait()
+			b.ReportMetric(float64(each*streams)/b.Elapsed().Seconds(), "elements/s")
+			b.ReportMetric(slowest, "slowest/mean")
+		})
+	}
+}
+
+func BenchmarkAsk(b *testing.B) {
+	a := startNode(b)
+	c := startNode(b, a.Address())
+	ref := spawn(b, c, "doubler", doubler)
+	for i := range b.N {
+		if n, err := askDouble(b.Context(), a, ref, i); n != 2*i || err != nil {
+			b.Fatal(n, err)
+		}
+	}
+}
+
+// BenchmarkTell tells as fast as messages arrive: at most 300 are under way,
+// of a mailbox of 512, as nobody else holds the sender back.
+func BenchmarkTell(b *testing.B) {
+	a := startNode(b)
+	c := startNode(b, a.Address())
+	heard := make(chan int, 2)
+	ref := spawn(b, c, "listener", func(self *casty.Actor[int]) {
+		for n := range self.Messages() {
+			if n%256 == 255 || n == b.N-1 {
+				heard <- n
+			}
+		}
+	})
+	for i, last := 0, -1; last < b.N-1; {
+		for ; i < b.N && i-last <= 300; i++ {
+			ref.Tell(a, i)
+		}
+		last = <-heard
+	}
+}
+
+// BenchmarkIdleStream measures the memory of a stream that waits, both ends.
+func BenchmarkIdleStream(b *testing.B) {
+	a := startNode(b)
+	c := startNode(b, a.Address())
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	const n = 1000
+	streams := make([]benchStream[sample], n)
+	for i := range streams {
+		streams[i] = newBenchStream[sample](b, a, c, 256)
+		streams[i].putAll(b, 0, reading)
+	}
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	used := after.HeapAlloc + after.StackInuse - before.HeapAlloc - before.StackInuse
+	b.ReportMetric(float64(used)/n, "bytes/stream")
+	runtime.KeepAlive(streams)
+}
+
+// BenchmarkDiscovery registers a service in a cluster of nodes, and waits
+// until all of them list it.
+func BenchmarkDiscovery(b *testing.B) {
+	for _, size := range []int{3, 10, 30} {
+		b.Run(fmt.Sprintf("nodes=%d", size), func(b *testing.B) {
+			nodes := []*casty.System{startNode(b)}
+			for range size - 1 {
+				nodes = append(nodes, startNode(b, nodes[0].Address()))
+			}
+			for _, node := range nodes {
+				if err := casty.WaitForMembers(b.Context(), node, size); err != nil {
+					b.Fatal(err)
+				}
+			}
+			b.ResetTimer()
+			for i := range b.N {
+				key := casty.NewServiceKey[double](fmt.Sprint("service-", i))
+				ref := spawn(b, nodes[i%size], fmt.Sprint("service-", i), doubler)
+				if err := casty.Register(nodes[i%size], key, ref); err != nil {
+					b.Fatal(err)
+				}
+				for _, node := range nodes {
+					waitForInstances(b, node, key, 1)
+				}
+			}
+		})
+	}
+}
+
+type benchStream[E any] struct {
+	sink   *casty.SinkRef[E]
+	source *casty.SourceRef[E]
+}
+
+func newBenchStream[E any](b *testing.B, from, to *casty.System, window int) benchStream[E] {
+	b.Helper()
+	producer := spawn(b, from, "producer-"+cryptorand.Text(), casty.StreamProducer[E](256))
 	sink, err := casty.GetSink(b.Context(), from, producer)
 	if err != nil {
 		b.Fatal(err)
 	}
-	consumer := spawn(b, to, "consumer", casty.StreamConsumer(producer, casty.Window(window)))
+	consumer := spawn(b, to, "consumer-"+cryptorand.Text(), casty.StreamConsumer(producer, casty.Window(window)))
 	source, err := casty.GetSource(b.Context(), to, consumer)
 	if err != nil {
 		b.Fatal(err)
 	}
+	return benchStream[E]{sink, source}
+}
+
+// putAll puts n elements, and completes the stream unless there were none.
+func (s benchStream[E]) putAll(b *testing.B, n int, element func(int) E) {
+	for i := range n {
+		if err := s.sink.Put(b.Context(), element(i)); err != nil {
+			b.Error(err)
+			return
+		}
+	}
+	if n > 0 {
+		if err := s.sink.Complete(b.Context()); err != nil {
+			b.Error(err)
+		}
+	}
+}
+
+func benchmarkStream[E any](b *testing.B, from, to *casty.System, window int, element func(int) E) {
+	s := newBenchStream[E](b, from, to, window)
 	b.ReportAllocs()
 	b.ResetTimer()
-	completed := make(chan error, 1)
-	go func() {
-		for i := range b.N {
-			if err := sink.Put(b.Context(), element(i)); err != nil {
-				completed <- err
-				return
-			}
-		}
-		completed <- sink.Complete(b.Context())
-	}()
+	var putting sync.WaitGroup
+	putting.Go(func() { s.putAll(b, b.N, element) })
 	n := 0
-	for _, err := range source.All(b.Context()) {
+	for _, err := range s.source.All(b.Context()) {
 		if err != nil {
 			b.Fatal(err)
 		}
 		n++
 	}
-	if err := <-completed; err != nil || n != b.N {
-		b.Fatalf("%d of %d elements arrived: %v", n, b.N, err)
+	putting.Wait()
+	if n != b.N {
+		b.Fatalf("%d of %d elements arrived", n, b.N)
 	}
 	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "elements/s")
 }
@@ -2868,7 +3069,7 @@ func wantError(t *testing.T, err, is error, texts ...string) {
 	}
 }
 
-func waitForInstances[M any](t *testing.T, from casty.Host, key casty.ServiceKey[M], n int) []casty.ServiceInstance[M] {
+func waitForInstances[M any](t testing.TB, from casty.Host, key casty.ServiceKey[M], n int) []casty.ServiceInstance[M] {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()

@@ -311,12 +311,15 @@ type receptionist struct {
 	self *Actor[receptionistMsg]
 	tick *time.Timer
 	soon bool // the next tick has been brought forward
+	// tried are the hosts contacted on hearsay since the last tick: when many
+	// nodes join at once, each hears of each from all the others.
+	tried map[string]bool
 	*directory
 }
 
 func (r *receptionist) run() {
 	heartbeat := r.self.in.config.Heartbeat
-	r.tick = time.NewTimer(heartbeat)
+	r.tick, r.tried = time.NewTimer(heartbeat), map[string]bool{}
 	r.announce()
 	for {
 		select {
@@ -325,7 +328,7 @@ func (r *receptionist) run() {
 		case <-r.announced:
 			r.announce()
 		case <-r.tick.C:
-			r.soon = false
+			r.soon, r.tried = false, map[string]bool{}
 			r.tick.Reset(heartbeat)
 			r.expire()
 			r.announce()
@@ -384,7 +387,8 @@ func (r *receptionist) hear(msg receptionistMsg) {
 			r.hurry()
 		}
 		for _, host := range m.Members[:max(0, min(len(m.Members), maxMembers-len(others)))] {
-			if !slices.Contains(a.Members, host) && checkHost(host) == nil && dialable(host) {
+			if !r.tried[host] && !slices.Contains(a.Members, host) && checkHost(host) == nil && dialable(host) {
+				r.tried[host] = true
 				r.tell(host, a) // it becomes a member when it answers
 			}
 		}

@@ -523,7 +523,7 @@ func (a *awake) Read(p []byte) (int, error) {
 // read owns the receiving side, and never waits for an actor.
 func (l *link) read(conn net.Conn, peer hello) error {
 	heartbeat := max(l.remote.heartbeats(1), min(peer.Heartbeat, time.Minute)) // theirs may be slower than ours
-	in := bufio.NewReaderSize(&awake{conn, patience * heartbeat, silence * heartbeat}, 64<<10)
+	in := bufio.NewReaderSize(&awake{conn, patience * heartbeat, silence * heartbeat}, 16<<10)
 	limit := uint32(l.remote.system.config.MaxMessage)
 	var body bytes.Buffer
 	dec := gob.NewDecoder(&body)

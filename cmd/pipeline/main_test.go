@@ -388,6 +388,7 @@ func clientReplaced(t *testing.T, spawn launcher) {
 	first := spawn(t, "client", "-seeds", monitor.address(t))
 	monitor.stdout.await(t, "alert ")
 	first.kill()
+	first.wait(t) // while it lives, its streams are not for another
 	out := spawn(t, "client", "-seeds", monitor.address(t)).succeeds(t)
 	for _, sensor := range Sensors() {
 		if !strings.Contains(out, fmt.Sprintf("reading  %-8s   50", sensor)) {
