@@ -1004,6 +1004,9 @@ func TestHostileProducer(t *testing.T) {
 			if got := drain(t, source); !slices.Equal(got, upTo(4)) {
 				t.Fatal(got)
 			}
+			if got := drain(t, source); len(got) > 0 {
+				t.Fatal("a completed stream is not empty:", got)
+			}
 		})
 	}
 }

@@ -585,7 +585,12 @@ func GetSource[E any](ctx context.Context, in Host, consumer ActorRef[StreamCons
 // another, once the loop asks for the next.
 func (s *SourceRef[E]) All(ctx context.Context) iter.Seq2[E, error] {
 	return func(yield func(E, error) bool) {
-		defer s.leave() // harmless if the stream has ended by itself
+		completed := false
+		defer func() {
+			if !completed {
+				s.leave() // by break, return, panic or error: also when the stream has failed by itself, harmlessly
+			}
+		}()
 		for {
 			run, err := s.next(ctx)
 			if err != nil {
@@ -593,6 +598,7 @@ func (s *SourceRef[E]) All(ctx context.Context) iter.Seq2[E, error] {
 				yield(none, err)
 			}
 			if run == nil {
+				completed = err == nil
 				return
 			}
 			for _, element := range run {
@@ -648,7 +654,8 @@ func (s *SourceRef[E]) leave() { s.leaving.Do(func() { close(s.left) }) }
 // StreamConsumer is the behaviour of a stream's receiving end. It subscribes
 // to the producer when its source is asked for, and not before; it demands as
 // many elements as its window has room for, and more as they are consumed.
-// It stops after its producer, or when the producer stays unreachable.
+// Once it has subscribed it stops after its producer, or when the producer
+// stays unreachable.
 func StreamConsumer[E any](producer ActorRef[StreamProducerMsg[E]], options ...StreamOption) Behavior[StreamConsumerMsg[E]] {
 	err := learnStream[E]()
 	// The default window: large enough that a run of elements is always under
