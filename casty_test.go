@@ -2529,7 +2529,7 @@ type benchStream[E any] struct {
 
 func newBenchStream[E any](b *testing.B, from, to *casty.System, window int) benchStream[E] {
 	b.Helper()
-	producer := spawn(b, from, "producer-"+cryptorand.Text(), casty.StreamProducer[E](256))
+	producer := spawn(b, from, "producer-"+cryptorand.Text(), casty.StreamProducer[E](64))
 	sink, err := casty.GetSink(b.Context(), from, producer)
 	if err != nil {
 		b.Fatal(err)
