@@ -1910,7 +1910,7 @@ func TestCancelIsLost(t *testing.T) {
 // A rival takes over from a consumer that is only cut off. When that one is
 // back it gets an error, and the rival is not disturbed.
 func TestConsumerComesBackToARival(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	simulated(t, func(t *testing.T) {
 		n := newMemNetwork(1)
 		left := n.node(t, "left")
 		right := n.node(t, "right", "left:1")
@@ -1952,7 +1952,7 @@ func TestConsumerComesBackToARival(t *testing.T) {
 }
 
 func TestProducerIsReplacedByAnother(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	simulated(t, func(t *testing.T) {
 		n := newMemNetwork(1)
 		left := n.node(t, "left")
 		right := n.node(t, "right", "left:1")
@@ -2014,7 +2014,7 @@ func TestQuietProducer(t *testing.T) {
 // A consumer's Subscribe may come late, from a connection that has since been
 // replaced. This one is played by the test.
 func TestLateSubscribeIsIgnored(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	simulated(t, func(t *testing.T) {
 		system := local(t)
 		producer := spawn(t, system, "numbers", casty.StreamProducer[int](0))
 		putAll(t, getSink(t, system, producer), 10)
@@ -2062,7 +2062,7 @@ func TestClusterHeals(t *testing.T) {
 		{"its connections are reset", func(n *memNetwork, c *casty.System) { n.part(c, 0) }},
 	} {
 		t.Run(is.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			simulated(t, func(t *testing.T) {
 				n := newMemNetwork(1)
 				a, b, c := n.node(t, "a"), n.node(t, "b", "a:1"), n.node(t, "c", "a:1")
 				client := n.client(t.Context(), t, "client", "c:1")
@@ -2080,7 +2080,7 @@ func TestClusterHeals(t *testing.T) {
 }
 
 func TestCutOffNodesAreNotListed(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	simulated(t, func(t *testing.T) {
 		n := newMemNetwork(1)
 		a, b, c := n.node(t, "a"), n.node(t, "b", "a:1"), n.node(t, "c", "a:1")
 		client := n.client(t.Context(), t, "client", "a:1")
@@ -2098,7 +2098,7 @@ func TestCutOffNodesAreNotListed(t *testing.T) {
 }
 
 func TestSeedRestarts(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	simulated(t, func(t *testing.T) {
 		n := newMemNetwork(1)
 		a, b := n.node(t, "a"), n.node(t, "b", "a:1")
 		client := n.client(t.Context(), t, "client", "a:1")
@@ -2116,7 +2116,7 @@ func TestSeedRestarts(t *testing.T) {
 }
 
 func TestSeedsAreWaitedFor(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	simulated(t, func(t *testing.T) {
 		n := newMemNetwork(1)
 		b := n.node(t, "b", "a:1")
 		time.AfterFunc(30*time.Second, func() { n.node(t, "a") })
@@ -2133,7 +2133,7 @@ func TestSeedsAreWaitedFor(t *testing.T) {
 }
 
 func TestDeadNodeDoesNotHaunt(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	simulated(t, func(t *testing.T) {
 		n := newMemNetwork(1)
 		a, b, c := n.node(t, "a", "c:1"), n.node(t, "b", "a:1", "c:1"), n.node(t, "c", "a:1")
 		client := n.client(t.Context(), t, "client", "a:1", "c:1")
@@ -3141,11 +3141,21 @@ func expectMembers(t *testing.T, nodes []string, of ...*casty.System) {
 	}
 }
 
+// simulated runs a test in simulated time, and an hour of it at most: a system
+// that hangs goes on with its heartbeats, so that synctest sees no deadlock.
+func simulated(t *testing.T, test func(t *testing.T)) {
+	synctest.Test(t, func(t *testing.T) {
+		hour := time.AfterFunc(time.Hour, func() { panic(t.Name() + " hangs") })
+		defer hour.Stop()
+		test(t)
+	})
+}
+
 // eachWay runs a test with two nodes, and with a client at either end.
 func eachWay(t *testing.T, test func(t *testing.T, n *memNetwork, left, right *casty.System)) {
 	for _, way := range []string{"node to node", "node to client", "client to node"} {
 		t.Run(way, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			simulated(t, func(t *testing.T) {
 				n := newMemNetwork(1)
 				var left, right *casty.System
 				switch way {

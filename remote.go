@@ -311,6 +311,7 @@ type link struct {
 	mu        sync.Mutex // guards what follows
 	out       []byte
 	waiting   int                   // users' messages in out
+	precious  bool                  // has been given what nobody repeats by itself
 	enc       *gob.Encoder          // nil: the next message starts a new one
 	learnt    map[reflect.Type]bool // types of messages that gob knows
 	watched   map[watchMsg]bool     // actors here that the peer watches
@@ -335,11 +336,11 @@ func (r *remote) newLink() *link {
 // its notice, so the peer's other links end with it, and those it does notice.
 func (l *link) end(err error) {
 	r := l.remote
-	l.fail(err)
+	precious := l.fail(err)
 	r.mu.Lock()
 	for _, host := range l.hosts {
 		for _, other := range r.peers[host].links {
-			if !l.met && other != l {
+			if precious && !l.met && other != l {
 				other.fail(err)
 			}
 		}
@@ -631,12 +632,13 @@ func (l *link) failed() error {
 	return l.err
 }
 
-// fail makes the link useless. The first reason counts.
-func (l *link) fail(err error) {
+// fail makes the link useless, and says whether it has had anything to carry
+// that will not be said again anyway. The first reason counts.
+func (l *link) fail(err error) (precious bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.err != nil {
-		return
+		return l.precious
 	}
 	l.err = err
 	l.cancel()
@@ -645,6 +647,7 @@ func (l *link) fail(err error) {
 		s.config.Logger.Warn("casty: dead letters", "messages", l.waiting, "to", l.hosts, "reason", err)
 	}
 	l.out, l.waiting = nil, 0
+	return l.precious
 }
 
 // finish lets the writer end when it has written everything.
@@ -678,8 +681,11 @@ func (l *link) send(msg envelope) error {
 	if err := l.encode(msg); err != nil {
 		return fmt.Errorf("%w: %w", ErrUnsendable, err)
 	}
-	if _, repeated := msg.Message.(interface{ from() string }); !repeated && msg.To != "" {
-		l.waiting++
+	if _, repeated := msg.Message.(interface{ from() string }); !repeated {
+		l.precious = true
+		if msg.To != "" {
+			l.waiting++
+		}
 	}
 	l.poke()
 	return nil

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"iter"
 	"maps"
 	"math"
 	"slices"
@@ -66,14 +65,15 @@ type event struct {
 	err     error // why it ended, if not because it was complete
 }
 
-// receive merges the streams of as many sensors as are wanted, each from the
-// moment it is discovered. The channel is closed when the last has ended, as
-// all do when ctx ends; it is to be read until then.
+// receive merges the streams of as many sensors as are wanted, once all of
+// them are there. The channel is closed when the last has ended, as all do
+// when ctx ends; it is to be read until then.
 func receive(ctx context.Context, client *casty.System, cfg clientConfig, out *console) <-chan event {
 	events := make(chan event)
 	go func() {
 		var streams sync.WaitGroup
-		for n, sensor := range discover(ctx, client, cfg.producers) {
+		for n, instance := range discover(ctx, client, cfg.producers) {
+			sensor := instance.Ref
 			fmt.Fprintf(out, "client   receives from %v\n", sensor)
 			streams.Go(func() {
 				consumer := casty.StreamConsumer(sensor, casty.PeerTimeout(cfg.patience))
@@ -89,23 +89,16 @@ func receive(ctx context.Context, client *casty.System, cfg clientConfig, out *c
 	return events
 }
 
-// discover numbers and yields each sensor once, until there have been as many
-// as are wanted.
-func discover(ctx context.Context, client *casty.System, wanted int) iter.Seq2[int, SensorRef] {
-	return func(yield func(int, SensorRef) bool) {
-		seen := map[SensorRef]bool{}
-		for listing := range casty.Listings(ctx, client, SensorKey) {
-			for _, instance := range listing.Instances {
-				if seen[instance.Ref] {
-					continue
-				}
-				seen[instance.Ref] = true
-				if !yield(len(seen), instance.Ref) || len(seen) == wanted {
-					return
-				}
-			}
+// discover waits until there are as many sensors as are wanted. To begin with
+// the first of them at once would be a mistake: a node leaves when its stream
+// is complete, and one that still waits for it as a member would wait forever.
+func discover(ctx context.Context, client *casty.System, wanted int) []casty.ServiceInstance[casty.StreamProducerMsg[SensorReading]] {
+	for listing := range casty.Listings(ctx, client, SensorKey) {
+		if len(listing.Instances) >= wanted {
+			return listing.Instances[:wanted]
 		}
 	}
+	return nil
 }
 
 // consume is all there is to the consuming end of a stream. It returns nil
