@@ -261,7 +261,7 @@ type System struct {
 	closeErr    error
 	running     sync.WaitGroup // the actors
 	deadLetters atomic.Uint64
-	lastLogged  atomic.Int64 // second in which dead letters were last logged
+	lastLogged  atomic.Int64 // second of the last warning
 	logged      atomic.Int64 // how many were, in that second
 
 	mu        sync.RWMutex     // guards what follows
@@ -306,19 +306,23 @@ func (s *System) Close() error {
 	return s.closeErr
 }
 
-// deadLetter counts a message that reached nobody. The first ten of any
-// second are logged: a flood must not become a flood of log lines.
+// deadLetter counts a message that reached nobody, and logs it once in a while.
 func (s *System) deadLetter(to Address, msg any, reason error) {
 	total := s.deadLetters.Add(1)
 	if s.ctx.Err() != nil {
 		return // we are leaving, and what still comes for us is nobody's concern
 	}
+	s.warn("casty: dead letter", "to", to.String(), "message", fmt.Sprintf("%T", msg), "reason", reason, "total", total)
+}
+
+// warn logs the first ten warnings of any second: a flood must not become a
+// flood of log lines.
+func (s *System) warn(what string, details ...any) {
 	if now := time.Now().Unix(); s.lastLogged.Swap(now) != now {
 		s.logged.Store(0)
 	}
 	if s.logged.Add(1) <= 10 {
-		s.config.Logger.Warn("casty: dead letter", "to", to.String(), "message", fmt.Sprintf("%T", msg),
-			"reason", reason, "total", total)
+		s.config.Logger.Warn(what, details...)
 	}
 }
 

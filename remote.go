@@ -644,7 +644,7 @@ func (l *link) fail(err error) (precious bool) {
 	l.cancel()
 	if s := l.remote.system; l.waiting > 0 { // what was written may be lost too; nobody can tell
 		s.deadLetters.Add(uint64(l.waiting))
-		s.config.Logger.Warn("casty: dead letters", "messages", l.waiting, "to", l.hosts, "reason", err)
+		s.warn("casty: dead letters", "messages", l.waiting, "to", l.hosts, "reason", err)
 	}
 	l.out, l.waiting = nil, 0
 	return l.precious

@@ -18,7 +18,7 @@ package casty
 //     and at a gap it subscribes again, which rewinds the producer.
 //   - An end whose peer is unreachable repeats itself with a growing pause.
 //     The consumer gives up after a while; the producer never does.
-//   - A consumer that gets nothing repeats its demand, once per heartbeat. A
+//   - A consumer repeats its demand, and so acknowledges, once per heartbeat. A
 //     demand that asks for no more is a question, "where are you?", which the
 //     producer answers with an empty StreamElement: behind everything that it
 //     has sent, so that a loss shows as a gap.
@@ -697,7 +697,6 @@ type consumer[E any] struct {
 	answered  bool            // the producer knows us
 	received  uint64          // the next position to take
 	demand    uint64
-	before    uint64 // received, at the last tick
 	gap       uint64 // the position for which we have subscribed again since the last tick, or none
 	finished  bool   // the source is closed: what remains is to make our last word heard
 	cancelled bool   // and the last word is StreamCancel
@@ -894,10 +893,8 @@ func (c *consumer[E]) retry() {
 		watchOver(&c.lifeline, c.self, c.producer)
 		c.answered = false
 	}
-	if c.received == c.before || c.finished || !c.answered {
-		c.say()
-	}
-	c.quiet, c.before, c.gap = true, c.received, none
+	c.say()
+	c.quiet, c.gap = true, none
 }
 
 // A lifeline is what one end of a stream knows of the other: whether it can
