@@ -52,8 +52,11 @@
 // Every goroutine has an owner that stops it, and [System.Close] ends all:
 //
 //	one per actor                runs its Behavior; Stop or Close asks it to end
-//	two per connection           a reader and a writer; the first to fail ends both
+//	two per connection           a reader, which dials or greets first, and a
+//	                             writer; the first to fail ends both
 //	one per listener             accepts; Close closes its listener
+//
+// Besides, contexts and timers call back; none of these calls blocks.
 //
 // # What this is not
 //
