@@ -52,6 +52,7 @@ const (
 	freshBit        = 1 << 31  // in a frame's header: start a new decoder
 	maxHello        = 4 << 10  // bytes of a hello
 	maxQueued       = 16 << 20 // bytes waiting for a connection; see link.send
+	maxSpare        = 8 << 20  // bytes of buffer that a connection keeps after a burst
 	silence         = 3        // heartbeats without a byte before a connection is given up
 	patience        = 10       // heartbeats for dialling and the handshake, or for the last bytes at Close
 )
@@ -502,8 +503,8 @@ func (l *link) write(conn net.Conn) {
 			conn.Close()
 			return
 		}
-		if spare = out; cap(spare) > 1<<20 {
-			spare = nil // an unusual burst: do not keep its memory
+		if spare = out; cap(spare) > maxSpare {
+			spare = nil
 		}
 	}
 }
@@ -549,7 +550,7 @@ func (l *link) read(conn net.Conn, peer hello) error {
 		}
 		msg, err := decode(dec)
 		l.receive(peer.Host, msg, err)
-		if body.Reset(); body.Cap() > 1<<20 {
+		if body.Reset(); body.Cap() > maxSpare {
 			body = bytes.Buffer{}
 		}
 	}
