@@ -573,6 +573,30 @@ func TestNextConsumerContinues(t *testing.T) {
 	}
 }
 
+// A consumer that takes its leave and closes its system at once is heard.
+func TestLastWordIsHeard(t *testing.T) {
+	node := startNode(t)
+	for round := range 100 {
+		client := connect(t, node)
+		sink, producer := newSink(t, node, 1)
+		puts := putAll(t, sink, 1+round%2*1000)
+		consumer := spawn(t, client, fmt.Sprint("consumer-", round), casty.StreamConsumer(producer))
+		for _, err := range getSource(t, client, consumer).All(t.Context()) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			if round%2 == 1 {
+				break // a cancel; otherwise, the last acknowledgement
+			}
+		}
+		client.Close()
+		if err := receive(t, puts.err); (err == nil) != (round%2 == 0) || err != nil && !errors.Is(err, casty.ErrCancelled) {
+			t.Fatal(round, err)
+		}
+		receive(t, producer.Watch(t.Context(), node))
+	}
+}
+
 func TestEndsDisagreeAboutTheType(t *testing.T) {
 	for _, at := range places(t) {
 		t.Run(at.name, func(t *testing.T) {

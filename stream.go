@@ -442,6 +442,8 @@ func (p *producer[E]) subscribe(m Subscribe[E]) {
 	default:
 	}
 	switch {
+	case p.done:
+		return
 	case m.Consumer == (ActorRef[StreamConsumerMsg[E]]{}):
 		return
 	case p.isOurs(m.Consumer):
@@ -496,14 +498,30 @@ func (p *producer[E]) allow(received, demand uint64) (more bool) {
 }
 
 // lose is about a consumer that is unreachable, or has stopped: then it is no
-// longer ours, and we keep what it did not acknowledge for the next one.
+// longer ours, and we keep what it did not acknowledge for the next one. Its
+// last words, if they have arrived, are in the mailbox; others have to wait.
 func (p *producer[E]) lose(err error) {
+	var others []StreamProducerMsg[E]
+	for range len(p.self.mailbox) {
+		switch msg := (<-p.self.mailbox).(type) {
+		case StreamDemand[E], StreamCancel[E]:
+			p.receive(msg)
+		default:
+			others = append(others, msg)
+		}
+	}
+	if p.done {
+		return
+	}
 	p.waitsFor(fmt.Errorf("the consumer %v is lost: %w", p.consumer, err))
 	p.unreachable()
 	if !errors.Is(err, ErrUnreachable) {
 		p.unwatch()
 		p.consumer = ActorRef[StreamConsumerMsg[E]]{}
 		p.demand = 0
+	}
+	for _, msg := range others {
+		p.receive(msg)
 	}
 }
 
@@ -865,7 +883,7 @@ func (c *consumer[E]) lose(err error) {
 	if errors.Is(err, ErrUnreachable) {
 		return
 	}
-	for len(c.self.mailbox) > 0 {
+	for range len(c.self.mailbox) {
 		c.receive(<-c.self.mailbox)
 	}
 	if errors.Is(err, ErrStopped) {
