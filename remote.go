@@ -53,8 +53,8 @@ const (
 	maxHello        = 4 << 10  // bytes of a hello
 	maxQueued       = 16 << 20 // bytes waiting for a connection; see link.send
 	maxSpare        = 8 << 20  // bytes of buffer that a connection keeps after a burst
-	silence         = 3        // heartbeats without a byte before a connection is given up
-	patience        = 10       // heartbeats for dialling and the handshake, or for the last bytes at Close
+	silence         = 3        // heartbeats without a byte before a connection is given up, also at Close
+	patience        = 10       // heartbeats for dialling and the handshake
 )
 
 var errRefused = errors.New("refused")

@@ -442,9 +442,7 @@ func (p *producer[E]) subscribe(m Subscribe[E]) {
 	default:
 	}
 	switch {
-	case p.done:
-		return
-	case m.Consumer == (ActorRef[StreamConsumerMsg[E]]{}):
+	case p.done || m.Consumer == (ActorRef[StreamConsumerMsg[E]]{}):
 		return
 	case p.isOurs(m.Consumer):
 		p.hears()
