@@ -2,11 +2,11 @@ package casty
 
 // A stream is two actors, one at each end, that tell each other this:
 //
-//	Subscribe{Consumer, From, Demand}          →  send me elements from position From, up to position Demand
-//	StreamDemand{Consumer, Received, Demand}   →  I hold everything before Received; send up to Demand
+//	Subscribe{Consumer, From, Demand}          →  send me the elements from position From on, before Demand
+//	StreamDemand{Consumer, Received, Demand}   →  I hold everything before Received; send what is before Demand
 //	StreamCancel{Consumer}                     →  I want no more
 //	←  StreamElement{Seq, Elements}               the elements that start at position Seq
-//	←  StreamCompleted{Seq}                       the stream ends at Seq, which is a position to acknowledge too
+//	←  StreamCompleted{Seq}                       the stream ends at Seq; Received = Seq+1 acknowledges that
 //	←  StreamFailed{Seq, Reason, Refused}         the same, with a reason; or: I refuse you
 //
 // Positions count from 0 for each consumer. They are cumulative, so saying
@@ -18,14 +18,14 @@ package casty
 //     and at a gap it subscribes again, which rewinds the producer.
 //   - An end whose peer is unreachable repeats itself with a growing pause.
 //     The consumer gives up after a while; the producer never does.
-//   - A consumer repeats its demand, and so acknowledges, once per heartbeat. A
-//     demand that asks for no more is a question, "where are you?", which the
-//     producer answers with an empty StreamElement: behind everything that it
-//     has sent, so that a loss shows as a gap.
+//   - A consumer repeats its demand, and so acknowledges, at least once per
+//     heartbeat. A demand that asks for no more is a question, "where are
+//     you?", which the producer answers with an empty StreamElement: behind
+//     everything that it has sent, so that a loss shows as a gap.
 //   - The producer stops when its end is acknowledged. The consumer stays
 //     until the producer has stopped, in case its last word was lost.
 //
-// The code below knows nothing of networks.
+// The code below opens no connection and encodes nothing: it tells actors things.
 
 import (
 	"cmp"
@@ -34,6 +34,7 @@ import (
 	"fmt"
 	"iter"
 	"math"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -97,7 +98,7 @@ func learnStream[E any]() error {
 }
 
 const (
-	maxRun    = 64      // elements in one message
+	maxRun    = 128     // elements in one message; larger ones are no faster
 	maxWindow = 1 << 16 // elements that a producer keeps for a consumer that does not acknowledge them
 )
 
@@ -115,15 +116,19 @@ var (
 // producer, and any number of goroutines may use it.
 type SinkRef[E any] struct {
 	producer Address
-	elements chan E        // the buffer; closed at the end of the stream
-	ending   chan struct{} // closed before elements, to release every Put that waits
-	endOnce  sync.Once     // for Complete and Fail
-	mu       sync.RWMutex  // held shared by Put, so that elements is closed only when none is under way
-	cause    error         // Fail's; set before elements is closed
-	stopped  chan struct{} // closed when the producer has stopped
-	err      error         // why; nil after a clean end; set before stopped is closed
-	stopOnce sync.Once
+	elements chan E                // the next element to be taken; closed at the end of the stream
+	ending   chan struct{}         // closed with it; the producer looks here when it may not take elements
+	queue    chan struct{}         // held by the Put that is next when there is room
+	stopped  chan struct{}         // closed when the producer has stopped
+	err      error                 // why; nil after a clean end; set before stopped is closed
 	waiting  atomic.Pointer[error] // what the consumer does, if it is what we wait for
+
+	mu    sync.Mutex    // guards what follows, and sending to elements
+	more  []E           // what has been put behind the next element, and is taken along with it
+	puts  uint64        // elements put so far
+	limit uint64        // how many may be: as many as have been demanded, and the buffer
+	room  chan struct{} // closed, and replaced, when limit rises
+	cause error         // Fail's
 }
 
 // GetSink returns a producer's sink, always the same. It fails with
@@ -137,30 +142,88 @@ func GetSink[E any](ctx context.Context, in Host, producer ActorRef[StreamProduc
 	})
 }
 
-// Put adds an element to the stream. It blocks while the buffer is full, until
-// a consumer demands elements or ctx ends; the error then says what became of
-// the consumer. It fails after Complete or Fail (ErrCompleted), once the
-// consumer has cancelled (ErrCancelled), and when the producer has stopped.
-// Nil means that the element is in the buffer, not that it has arrived.
+// Put adds an element to the stream. When everything that was demanded has
+// been put and the buffer is full, it blocks until a consumer demands more, or
+// until ctx ends; the error then says what became of the consumer. It fails
+// after Complete or Fail (ErrCompleted), once the consumer has cancelled
+// (ErrCancelled), and when the producer has stopped. Nil means that the
+// producer will send the element, not that it has arrived.
 func (s *SinkRef[E]) Put(ctx context.Context, element E) error {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	if err := s.over(ctx); err != nil {
+	room, err := s.put(ctx, element)
+	if room != nil {
+		select {
+		case s.queue <- struct{}{}: // those who wait take turns, so that none starves
+			defer func() { <-s.queue }()
+		case <-s.ending:
+		case <-s.stopped:
+		case <-ctx.Done():
+		}
+	}
+	for room != nil {
+		select {
+		case <-room:
+		case <-s.stopped:
+		case <-ctx.Done():
+		}
+		room, err = s.put(ctx, element)
+	}
+	if err != nil {
 		return s.failed("put to", err)
 	}
-	select {
-	case s.elements <- element: // there is room: a quarter of the price of the select below
-		return nil
-	default:
+	return nil
+}
+
+// put puts an element, or else returns what is closed when there may be room.
+// One element waits in the channel, and the others behind it in a slice: if
+// each went through the channel, a stream within a process would cost twice as
+// much, and one across the network a third more.
+func (s *SinkRef[E]) put(ctx context.Context, element E) (room <-chan struct{}, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case closed(s.stopped):
+		return nil, cmp.Or(s.err, ErrCompleted)
+	case closed(s.ending):
+		return nil, ErrCompleted
+	case ctx.Err() != nil:
+		return nil, s.late(ctx)
+	case s.puts == s.limit:
+		return s.room, nil
 	}
-	select {
-	case s.elements <- element:
-		return nil
-	case <-s.ending:
-	case <-s.stopped:
-	case <-ctx.Done():
+	s.puts++
+	if len(s.more) == 0 {
+		select {
+		case s.elements <- element:
+			return nil, nil
+		default:
+		}
 	}
-	return s.failed("put to", s.over(ctx))
+	s.more = append(s.more, element)
+	return nil, nil
+}
+
+// allow raises the limit.
+func (s *SinkRef[E]) allow(limit uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if limit > s.limit && !closed(s.ending) {
+		s.limit = limit
+		close(s.room)
+		s.room = make(chan struct{})
+	}
+}
+
+// take adds to taken what has been put behind the element just received.
+func (s *SinkRef[E]) take(taken []E) []E {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.elements) > 0 {
+		return taken // that one comes first
+	}
+	taken = append(taken, s.more...)
+	clear(s.more)
+	s.more = s.more[:0]
+	return taken
 }
 
 // Complete ends the stream after everything that was put. It blocks until the
@@ -178,40 +241,35 @@ func (s *SinkRef[E]) Fail(ctx context.Context, cause error) error {
 }
 
 func (s *SinkRef[E]) end(ctx context.Context, doing string, cause error) error {
-	first := false
-	s.endOnce.Do(func() {
-		first = true
-		close(s.ending)
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		s.cause = cause
-		close(s.elements)
-	})
-	if !first && (cause != nil || s.cause != nil) {
+	if !s.close(cause) {
 		return s.failed(doing, ErrCompleted)
 	}
 	select {
 	case <-s.stopped:
-		if s.err == nil {
-			return nil
-		}
-		return s.failed(doing, s.err)
 	case <-ctx.Done():
-		return s.failed(doing, s.late(ctx))
 	}
-}
-
-// over is why nothing more can be put: nil, if it can.
-func (s *SinkRef[E]) over(ctx context.Context) error {
 	switch {
-	case closed(s.stopped):
-		return cmp.Or(s.err, ErrCompleted)
-	case closed(s.ending):
-		return ErrCompleted
-	case ctx.Err() != nil:
-		return s.late(ctx)
+	case !closed(s.stopped):
+		return s.failed(doing, s.late(ctx))
+	case s.err != nil:
+		return s.failed(doing, s.err)
 	}
 	return nil
+}
+
+// close ends the stream, or says that this is too late: only Complete can be
+// called again, after itself.
+func (s *SinkRef[E]) close(cause error) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if closed(s.ending) {
+		return cause == nil && s.cause == nil
+	}
+	s.cause = cause
+	close(s.ending)
+	close(s.elements)
+	close(s.room)
+	return true
 }
 
 func closed(c <-chan struct{}) bool {
@@ -220,6 +278,14 @@ func closed(c <-chan struct{}) bool {
 		return true
 	default:
 		return false
+	}
+}
+
+// poke wakes whoever receives from c, or will when they next look.
+func poke(c chan<- struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
 	}
 }
 
@@ -235,16 +301,17 @@ func (s *SinkRef[E]) failed(doing string, err error) error {
 	return fmt.Errorf("casty: %s %v: %w", doing, s.producer, err)
 }
 
+// stop is for the producer. The first reason counts.
 func (s *SinkRef[E]) stop(err error) {
-	s.stopOnce.Do(func() {
+	if !closed(s.stopped) {
 		s.err = err
 		close(s.stopped)
-	})
+	}
 }
 
 // StreamProducer is the behaviour of a stream's source end. It takes what is
-// put into its sink, keeps up to buffer elements until someone subscribes, and
-// stops when its consumer has everything or has cancelled.
+// put into its sink, of which up to buffer elements can be put before they are
+// demanded, and stops when its consumer has everything or has cancelled.
 //
 // It never sends an element that was not demanded (Reactive Streams, rule
 // 1.1), and serves one consumer at a time. When that one has died or cannot
@@ -256,12 +323,16 @@ func StreamProducer[E any](buffer int) Behavior[StreamProducerMsg[E]] {
 		if err != nil {
 			panic(err)
 		}
-		p := &producer[E]{self: self, lifeline: newLifeline(self), maxRun: maxRun, err: ErrStopped, sink: &SinkRef[E]{
+		p := &producer[E]{self: self, lifeline: newLifeline(self), buffer: uint64(max(buffer, 0)), maxRun: maxRun, err: ErrStopped}
+		p.sink = &SinkRef[E]{
 			producer: self.address,
-			elements: make(chan E, max(buffer, 0)),
+			elements: make(chan E, 1),
 			ending:   make(chan struct{}),
+			queue:    make(chan struct{}, 1),
 			stopped:  make(chan struct{}),
-		}}
+			limit:    p.buffer,
+			room:     make(chan struct{}),
+		}
 		p.waitsFor(errNoConsumer)
 		defer func() { p.sink.stop(p.err) }()
 		p.run()
@@ -275,30 +346,32 @@ type producer[E any] struct {
 	lifeline
 
 	consumer ActorRef[StreamConsumerMsg[E]] // zero: none is attached
+	buffer   uint64                         // elements that can be put before they are demanded
+	base     uint64                         // elements that other consumers have acknowledged: those before position 0
 	demand   uint64                         // send nothing at or past this position
 	acked    uint64                         // the consumer has everything before this one
 	cursor   uint64                         // the next to send
-	unacked  []E                            // from acked on; bounded by maxWindow, and the buffer at the end
+	unacked  []E                            // from acked on; bounded by the demand and the buffer, as Put is
 	maxRun   int                            // elements in a message; less once that many proved too large
 	asked    bool                           // the consumer waits for an answer
 	stalled  bool                           // the last message did not go out: try again at the next tick
 
-	closing bool  // the sink is closed: take what its buffer still holds, demanded or not
-	drained bool  // and has been emptied: the stream ends at next()
+	closing bool  // the sink is closed: take what it still holds, demanded or not
+	drained bool  // and has been emptied: the stream ends at end()
 	cause   error // of a failure
 	done    bool
 	err     error // for the sink, when done
 }
 
-// next is the position after the last element taken from the sink.
-func (p *producer[E]) next() uint64 { return p.acked + uint64(len(p.unacked)) }
+// end is the position after the last element taken from the sink.
+func (p *producer[E]) end() uint64 { return p.acked + uint64(len(p.unacked)) }
 
 func (p *producer[E]) run() {
 	for !p.done {
 		p.send()
 		elements, ending := p.sink.elements, p.sink.ending
-		if p.next() >= p.demand && !p.closing || p.drained {
-			elements = nil // no demand: a nil channel never fires, and the sink fills up
+		if p.end() >= p.demand && !p.closing || p.drained {
+			elements = nil // no demand: a nil channel never fires, the buffer fills, and Put blocks
 		}
 		if p.closing {
 			ending = nil
@@ -314,7 +387,7 @@ func (p *producer[E]) run() {
 			p.lose(err)
 		case <-p.tick.C:
 			p.retry()
-		case err := <-p.self.mistaken:
+		case err := <-p.self.mistaken: // a consumer of another type watches: all that gets here of it
 			if !p.attached() {
 				p.stop(err)
 			}
@@ -327,30 +400,22 @@ func (p *producer[E]) run() {
 // stop is the last thing to happen to a producer.
 func (p *producer[E]) stop(err error) { p.done, p.err = true, err }
 
-// take adds an element, and all others that are ready and demanded, so that
-// they travel in one message.
+// take adds an element and what was put behind it, or notes the end.
 func (p *producer[E]) take(element E, open bool) {
-	for n := 1; open; n++ {
-		p.unacked = append(p.unacked, element)
-		if n == p.maxRun || p.next() >= p.demand && !p.closing {
-			return
-		}
-		select {
-		case element, open = <-p.sink.elements:
-		default:
-			return
-		}
+	if open {
+		p.unacked = p.sink.take(append(p.unacked, element))
+	} else {
+		p.drained = true
+		p.cause = p.sink.cause
 	}
-	p.drained = true
-	p.cause = cmp.Or(p.cause, p.sink.cause)
 }
 
 // send tells the consumer all that it may have and has not been sent.
 func (p *producer[E]) send() {
-	for p.ready() && p.cursor < min(p.next(), p.demand) {
+	for p.ready() && p.cursor < min(p.end(), p.demand) {
 		p.sendRun()
 	}
-	if p.ready() && p.drained && p.cursor == p.next() && p.tell(p.last()) == nil {
+	if p.ready() && p.drained && p.cursor == p.end() && p.tell(p.last()) == nil {
 		p.cursor++
 	}
 	if p.ready() && p.asked {
@@ -366,7 +431,11 @@ func (p *producer[E]) ready() bool { return p.attached() && !p.stalled }
 func (p *producer[E]) sendRun() {
 	run := p.unacked[p.cursor-p.acked:]
 	run = run[:min(uint64(len(run)), uint64(p.maxRun), p.demand-p.cursor)]
-	err := p.tell(StreamElement[E]{p.cursor, run})
+	told := run
+	if p.self.in.local(p.consumer.address) {
+		told = slices.Clone(run) // a message within the process is shared, and unacked is reused
+	}
+	err := p.tell(StreamElement[E]{p.cursor, told})
 	switch {
 	case err == nil:
 		p.cursor += uint64(len(run))
@@ -391,9 +460,9 @@ func (p *producer[E]) tell(msg StreamConsumerMsg[E]) error {
 
 func (p *producer[E]) last() StreamConsumerMsg[E] {
 	if p.cause == nil {
-		return StreamCompleted[E]{p.next()}
+		return StreamCompleted[E]{p.end()}
 	}
-	return StreamFailed[E]{Seq: p.next(), Reason: brief(p.cause)}
+	return StreamFailed[E]{Seq: p.end(), Reason: brief(p.cause)}
 }
 
 // fail ends the stream before the element at cursor, which cannot be sent.
@@ -412,7 +481,7 @@ func (p *producer[E]) receive(msg StreamProducerMsg[E]) {
 	case StreamDemand[E]:
 		if p.isOurs(m.Consumer) {
 			p.hears()
-			p.asked = !p.allow(m.Received, m.Demand)
+			p.asked = p.allow(m.Received, m.Demand)
 		}
 	case StreamCancel[E]:
 		if p.isOurs(m.Consumer) {
@@ -453,12 +522,13 @@ func (p *producer[E]) subscribe(m Subscribe[E]) {
 	case p.attached() && !p.lost.IsZero() && time.Since(p.lost) < p.heartbeat:
 		return // ours may be back in a moment; this one will ask again
 	case p.attached() && p.lost.IsZero():
-		m.Consumer.Tell(p.self, StreamFailed[E]{Reason: ErrAlreadySubscribed.Error(), Refused: true})
+		p.refuse(m.Consumer, ErrAlreadySubscribed)
 		return
 	case m.From > 0:
-		m.Consumer.Tell(p.self, StreamFailed[E]{Reason: ErrCannotResume.Error(), Refused: true})
+		p.refuse(m.Consumer, ErrCannotResume)
 		return
 	default:
+		p.base += p.acked
 		p.consumer, p.demand, p.acked, p.cursor = m.Consumer, 0, 0, 0
 		p.hears()
 		watchOver(&p.lifeline, p.self, p.consumer)
@@ -467,32 +537,48 @@ func (p *producer[E]) subscribe(m Subscribe[E]) {
 	p.asked = true
 }
 
-// limit is the highest position that a consumer can have received.
-func (p *producer[E]) limit() uint64 {
-	if p.drained {
-		return p.next() + 1
-	}
-	return p.next()
+func (p *producer[E]) refuse(consumer ActorRef[StreamConsumerMsg[E]], why error) {
+	consumer.Tell(p.self, StreamFailed[E]{Reason: why.Error(), Refused: true})
 }
 
-// allow notes what the consumer has and wants, and says whether it wants more
-// than before.
-func (p *producer[E]) allow(received, demand uint64) (more bool) {
+// limit is a position beyond which no consumer can be that tells the truth.
+func (p *producer[E]) limit() uint64 {
+	if p.drained {
+		return p.end() + 1
+	}
+	return p.end()
+}
+
+// allow notes what the consumer has and wants, and says whether it asks for no
+// more than before.
+func (p *producer[E]) allow(received, demand uint64) (question bool) {
 	switch {
 	case received > p.limit():
-		return true // nonsense, and no question
-	case received > p.next():
+		return false // nonsense
+	case received > p.end():
 		p.stop(nil) // it has the end itself
-		return true
+		return false
 	case received > p.acked:
-		p.unacked = p.unacked[received-p.acked:]
+		p.drop(int(received - p.acked))
 		p.acked = received
 		p.cursor = max(p.cursor, received)
 	}
 	demand = min(demand, p.acked+maxWindow)
-	more = demand > p.demand
+	question = demand <= p.demand
 	p.demand = max(p.demand, demand)
-	return more
+	p.sink.allow(p.base + p.demand + p.buffer)
+	return question
+}
+
+// drop forgets the first n of unacked. Moving the others down reuses their
+// memory, but must not be done again and again for a few out of many.
+func (p *producer[E]) drop(n int) {
+	if n < len(p.unacked)/16 {
+		clear(p.unacked[:n])
+		p.unacked = p.unacked[n:]
+	} else {
+		p.unacked = slices.Delete(p.unacked, 0, n)
+	}
 }
 
 // lose is about a consumer that is unreachable, or has stopped: then it is no
@@ -658,10 +744,7 @@ func (s *SourceRef[E]) failed(err error) error {
 
 func (s *SourceRef[E]) consume() {
 	if s.consumed.Add(1)%s.step == 0 {
-		select {
-		case s.taken <- struct{}{}:
-		default: // it has not yet looked
-		}
+		poke(s.taken)
 	}
 }
 
@@ -674,9 +757,10 @@ func (s *SourceRef[E]) leave() { s.leaving.Do(func() { close(s.left) }) }
 // stays unreachable.
 func StreamConsumer[E any](producer ActorRef[StreamProducerMsg[E]], options ...StreamOption) Behavior[StreamConsumerMsg[E]] {
 	err := learnStream[E]()
-	// The default window: large enough that a run of elements is always under
-	// way while another is being consumed, small enough that a window of
-	// 64 KiB elements fits in memory many times.
+	// The default window is where more no longer pays: measured on one machine,
+	// small elements flow a third slower with half of it, and each doubling
+	// gains a fifth or less; elements of 64 KiB gain nothing, and 256 of them
+	// are 16 MiB in each process.
 	o := streamOptions{window: 256, peerTimeout: 30 * time.Second}
 	for _, option := range options {
 		option(&o)
@@ -822,13 +906,11 @@ func (c *consumer[E]) say() {
 func (c *consumer[E]) take(m StreamElement[E]) {
 	if m.Seq > c.received {
 		c.missed()
-	}
-	if c.finished || m.Seq > c.received || c.received-m.Seq >= uint64(len(m.Elements)) {
 		return
 	}
-	run := m.Elements[c.received-m.Seq:]
-	run = run[:min(uint64(len(run)), c.demand-c.received)] // a producer that sends more than was demanded is on its own
-	if len(run) > 0 {
+	run := m.Elements[min(c.received-m.Seq, uint64(len(m.Elements))):]
+	run = run[:min(uint64(len(run)), c.demand-c.received)] // what exceeds the demand is dropped, and shows as a gap
+	if len(run) > 0 && !c.finished {
 		c.source.runs <- run
 		c.received += uint64(len(run))
 	}
@@ -845,16 +927,15 @@ func (c *consumer[E]) missed() {
 
 // last takes the end of the stream, and acknowledges it however often it comes.
 func (c *consumer[E]) last(seq uint64, err error) {
-	switch {
-	case seq > c.received:
+	if seq > c.received {
 		c.missed()
-	case seq == c.received && !c.finished:
+		return
+	}
+	if seq == c.received && !c.finished {
 		c.received++
 		c.finish(err)
-		c.say()
-	default:
-		c.say()
 	}
+	c.say()
 }
 
 // replenish demands as many elements as have been consumed since.
