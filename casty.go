@@ -113,7 +113,7 @@ type Config struct {
 	// Mailbox is how many messages wait for an actor before the next one is
 	// a dead letter. Default 512.
 	Mailbox int
-	// MaxMessage bounds a message on the network, in bytes. Default 16 MiB;
+	// MaxMessage bounds a message on the network, in bytes. Default 4 MiB;
 	// at most 2 GiB.
 	MaxMessage int
 }
@@ -123,7 +123,7 @@ func (c Config) withDefaults() Config {
 	c.Logger = cmp.Or(c.Logger, slog.Default())
 	c.Heartbeat = cmp.Or(max(c.Heartbeat, 0), time.Second)
 	c.Mailbox = cmp.Or(max(c.Mailbox, 0), 512)
-	c.MaxMessage = min(cmp.Or(max(c.MaxMessage, 0), 16<<20), 1<<31-1)
+	c.MaxMessage = min(cmp.Or(max(c.MaxMessage, 0), 4<<20), 1<<31-1)
 	if c.Dial == nil {
 		c.Dial = func(ctx context.Context, address string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, "tcp", address)
@@ -336,7 +336,7 @@ type cell struct {
 	deliver  func(msg any) error
 	ctx      context.Context // ends when the actor is asked to stop
 	stop     context.CancelFunc
-	mistaken chan error                // someone watches it for messages of another type; see Watch
+	mistaken chan error                // someone watches it for messages of another type: a mailbox gets to see none of those
 	watchers map[*func(error)]struct{} // each is called at most once; guarded by System.mu
 }
 

@@ -3,7 +3,7 @@ package casty
 // Processes exchange frames over one TCP connection for each pair of them,
 // used both ways. A frame is four bytes of header and a body:
 //
-//	length 0            I am still here: sent once per heartbeat, never answered
+//	length 0            I am still here: once per heartbeat, if nothing else waits; never answered
 //	length n            n bytes of gob: one envelope, and the types that it is the first to use
 //	top bit, length n   the same, for a new gob decoder
 //
@@ -26,7 +26,8 @@ package casty
 // the same peer, and the ids of clients cannot be guessed. With TLS, a peer's
 // certificate must be valid for the address that it claims. Neither defends
 // against a peer that is let in and means harm: gob is not hardened against
-// hostile input beyond the limits set here.
+// hostile input beyond the limits set here, and allocates up to 10 MB for a
+// message before it has arrived.
 
 import (
 	"bufio"
@@ -52,7 +53,7 @@ const (
 	freshBit        = 1 << 31  // in a frame's header: start a new decoder
 	maxHello        = 4 << 10  // bytes of a hello
 	maxQueued       = 16 << 20 // bytes waiting for a connection; see link.send
-	maxSpare        = 8 << 20  // bytes of buffer that a connection keeps after a burst
+	maxSpare        = 64 << 10 // bytes of buffer that a connection keeps, whatever it sends
 	silence         = 3        // heartbeats without a byte before a connection is given up, also at Close
 	patience        = 10       // heartbeats for dialling and the handshake
 )
@@ -79,6 +80,10 @@ type (
 	relearnMsg struct{}
 )
 
+// gossip is what processes say of themselves, again and again: it counts only
+// if it comes from whom it is about, and may be lost.
+type gossip interface{ from() string }
+
 // remote is a system's network.
 type remote struct {
 	system   *System
@@ -94,7 +99,7 @@ type remote struct {
 }
 
 // A peer is another process. Two connections, after both have dialled at once,
-// are both read; each end sends on its first. Guarded by remote.mu.
+// are both read; each end sends on the first that has not failed. Guarded by remote.mu.
 type peer struct {
 	links   []*link
 	watches map[watchMsg]map[*func(error)]struct{} // each is called at most once
@@ -303,21 +308,21 @@ func (r *remote) accept() {
 // are batched while the network is busy, and none waits while it is not.
 type link struct {
 	remote *remote
-	hosts  []string        // what the peer goes by; guarded by remote.mu
+	hosts  []string        // what the peer goes by; written under remote.mu, until we have shaken hands
 	met    bool            // we have shaken hands; guarded by remote.mu
 	ctx    context.Context // ends when the link is lost
 	cancel context.CancelFunc
 	wake   chan struct{} // tells the writer that there is something to do
 
-	mu        sync.Mutex // guards what follows
-	out       []byte
-	waiting   int                   // users' messages in out
-	precious  bool                  // has been given what nobody repeats by itself
-	enc       *gob.Encoder          // nil: the next message starts a new one
-	learnt    map[reflect.Type]bool // types of messages that gob knows
-	watched   map[watchMsg]bool     // actors here that the peer watches
-	finishing bool                  // no more is sent after out
-	err       error                 // why it is lost
+	mu         sync.Mutex // guards what follows
+	out        bytes.Buffer
+	waiting    int                   // users' messages in out, or on their way from there
+	unrepeated bool                  // has been given a message that nobody repeats
+	enc        *gob.Encoder          // nil: the next message starts a new one
+	learnt     map[reflect.Type]bool // types of messages that gob knows
+	watched    map[watchMsg]bool     // actors here that the peer watches
+	finishing  bool                  // what is sent from now on is lost
+	err        error                 // why it is lost
 }
 
 // newLink makes a link; end is the end of it. The caller holds r.mu.
@@ -331,17 +336,18 @@ func (r *remote) newLink() *link {
 	return l
 }
 
-// end tells those who watch actors of the peer that it is lost, and forgets
-// the link: not at once, so that a peer who refuses us is not dialled in a
-// tight loop. A link that the peer never knew may have lost messages without
-// its notice, so the peer's other links end with it, and those it does notice.
+// end tells those who watch the peer's actors that a connection is lost. If we
+// have not shaken hands, the peer does not know that there was one: if that was
+// given what nobody repeats, the peer's other connections end too, and those
+// it does notice. The link is forgotten a moment later, so that a peer who
+// refuses us is not dialled in a tight loop.
 func (l *link) end(err error) {
 	r := l.remote
-	precious := l.fail(err)
+	unrepeated := l.fail(err)
 	r.mu.Lock()
-	for _, host := range l.hosts {
-		for _, other := range r.peers[host].links {
-			if precious && !l.met && other != l {
+	if unrepeated && !l.met {
+		for _, host := range l.hosts {
+			for _, other := range r.peers[host].links {
 				other.fail(err)
 			}
 		}
@@ -396,7 +402,7 @@ func (l *link) serve(conn net.Conn) error {
 	return l.talk(conn, func() (hello, error) {
 		theirs, err := l.remote.meet(conn)
 		if err != nil {
-			l.remote.greet(conn, err.Error())
+			l.remote.greet(conn, brief(err))
 			return hello{}, err
 		}
 		return theirs, l.remote.greet(conn, "")
@@ -455,11 +461,11 @@ func (r *remote) meet(conn net.Conn) (theirs hello, err error) {
 func (l *link) talk(conn net.Conn, shake func() (hello, error)) error {
 	r := l.remote
 	defer conn.Close()
-	defer context.AfterFunc(l.ctx, func() { conn.Close() })()
+	defer context.AfterFunc(l.ctx, func() { conn.Close() })() // a lost link ends read, too
 	conn.SetDeadline(time.Now().Add(r.heartbeats(patience)))
 	theirs, err := shake()
 	if err != nil {
-		r.system.config.Logger.Warn("casty: no handshake", "with", conn.RemoteAddr(), "reason", err)
+		r.system.warn("casty: no handshake", "with", conn.RemoteAddr(), "reason", err)
 		return fmt.Errorf("%w: %w", ErrUnreachable, err)
 	}
 	conn.SetDeadline(time.Time{})
@@ -477,58 +483,80 @@ func (l *link) talk(conn net.Conn, shake func() (hello, error)) error {
 func (l *link) write(conn net.Conn) {
 	heartbeat := time.NewTicker(l.remote.heartbeats(1))
 	defer heartbeat.Stop()
-	var spare []byte
+	var out bytes.Buffer
+	most, before := 0, 0 // bytes written at once, since the last heartbeat and before it
 	for {
+		tick := false
 		select {
 		case <-l.wake:
 		case <-heartbeat.C:
+			tick = true
 		case <-l.ctx.Done():
 			return
 		}
 		l.mu.Lock()
-		out, finishing := l.out, l.finishing
-		l.out, l.waiting = spare[:0], 0
+		l.out, out = out, l.out // they take turns
+		waiting, finishing := l.waiting, l.finishing
 		l.mu.Unlock()
-		if len(out) == 0 {
-			out = append(out, 0, 0, 0, 0)
+		if tick && out.Len() == 0 {
+			out.Write(make([]byte, 4))
 		}
-		if _, err := conn.Write(out); err != nil {
+		most = max(most, out.Len())
+		if _, err := out.WriteTo(conn); err != nil {
 			l.fail(fmt.Errorf("%w: %w", ErrUnreachable, err))
 			return
 		}
-		if closer, ok := conn.(interface{ CloseWrite() error }); finishing && ok {
-			closer.CloseWrite() // the peer reads to the end, then closes
-			return
-		} else if finishing {
-			conn.Close()
+		l.mu.Lock()
+		l.waiting -= waiting
+		l.mu.Unlock()
+		if finishing {
+			hangUp(conn)
 			return
 		}
-		if spare = out; cap(spare) > maxSpare {
-			spare = nil
+		if out.Cap() > max(maxSpare, 4*most, 4*before) {
+			out = bytes.Buffer{} // what a burst needed is not kept for long
+		}
+		if tick {
+			before, most = most, 0
 		}
 	}
 }
 
-// awake is a connection that fails when it has been silent for too long. Its
-// first bytes may take longer: the peer says nothing before it has our hello.
+// hangUp closes our half of a connection, so that the peer reads to the end and
+// then closes the other; or, if it has no halves, all of it.
+func hangUp(conn net.Conn) {
+	if half, ok := conn.(interface{ CloseWrite() error }); ok {
+		half.CloseWrite()
+	} else {
+		conn.Close()
+	}
+}
+
+// awake is a connection that fails when it has been silent for too long, and
+// stays so, even if it then goes on in the middle of a message. Its first
+// bytes may take longer, until the peer has our hello.
 type awake struct {
 	net.Conn
 	first, silence time.Duration
+	err            error
 }
 
-func (a *awake) Read(p []byte) (int, error) {
-	a.SetReadDeadline(time.Now().Add(max(a.first, a.silence)))
-	a.first = 0
-	return a.Conn.Read(p)
+func (a *awake) Read(p []byte) (n int, err error) {
+	if a.err == nil {
+		a.SetReadDeadline(time.Now().Add(max(a.first, a.silence)))
+		a.first = 0
+		n, a.err = a.Conn.Read(p)
+	}
+	return n, a.err
 }
 
 // read owns the receiving side, and never waits for an actor.
 func (l *link) read(conn net.Conn, peer hello) error {
 	heartbeat := max(l.remote.heartbeats(1), min(peer.Heartbeat, time.Minute)) // theirs may be slower than ours
-	in := bufio.NewReaderSize(&awake{conn, patience * heartbeat, silence * heartbeat}, 16<<10)
+	in := bufio.NewReader(&awake{Conn: conn, first: patience * heartbeat, silence: silence * heartbeat})
 	limit := uint32(l.remote.system.config.MaxMessage)
-	var body bytes.Buffer
-	dec := gob.NewDecoder(&body)
+	body := &frameBody{io.LimitedReader{R: in}}
+	dec := gob.NewDecoder(body)
 	for {
 		var header [4]byte
 		if _, err := io.ReadFull(in, header[:]); err != nil {
@@ -536,7 +564,7 @@ func (l *link) read(conn net.Conn, peer hello) error {
 		}
 		size := binary.BigEndian.Uint32(header[:])
 		if size&freshBit != 0 {
-			dec = gob.NewDecoder(&body)
+			dec = gob.NewDecoder(body)
 			size &^= freshBit
 		}
 		if size == 0 {
@@ -545,15 +573,24 @@ func (l *link) read(conn net.Conn, peer hello) error {
 		if size > limit {
 			return fmt.Errorf("a message of %d bytes is larger than MaxMessage, %d", size, limit)
 		}
-		if _, err := io.CopyN(&body, in, int64(size)); err != nil { // memory grows with what arrives, not with what is announced
-			return err
-		}
+		body.N = int64(size)
 		msg, err := decode(dec)
-		l.receive(peer.Host, msg, err)
-		if body.Reset(); body.Cap() > maxSpare {
-			body = bytes.Buffer{}
+		if _, lost := in.Discard(int(body.N)); lost != nil {
+			return lost
 		}
+		l.receive(peer.Host, msg, err)
 	}
+}
+
+// A frameBody is what is left to read of a frame, and ends there, whatever the
+// decoder has been told to expect.
+type frameBody struct{ io.LimitedReader }
+
+// ReadByte is there so that gob does not read ahead, into a buffer of its own.
+func (b *frameBody) ReadByte() (byte, error) {
+	var p [1]byte
+	_, err := io.ReadFull(b, p[:])
+	return p[0], err
 }
 
 func decode(dec *gob.Decoder) (msg envelope, err error) {
@@ -587,7 +624,7 @@ func (l *link) receive(peer string, msg envelope, err error) {
 		l.mu.Lock()
 		l.enc = nil
 		l.mu.Unlock()
-	case interface{ from() string }: // who may speak for itself only
+	case gossip:
 		if m.from() == peer {
 			s.deliver(to, m)
 		}
@@ -635,11 +672,11 @@ func (l *link) failed() error {
 
 // fail makes the link useless, and says whether it has had anything to carry
 // that will not be said again anyway. The first reason counts.
-func (l *link) fail(err error) (precious bool) {
+func (l *link) fail(err error) (unrepeated bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.err != nil {
-		return l.precious
+		return l.unrepeated
 	}
 	l.err = err
 	l.cancel()
@@ -647,8 +684,8 @@ func (l *link) fail(err error) (precious bool) {
 		s.deadLetters.Add(uint64(l.waiting))
 		s.warn("casty: dead letters", "messages", l.waiting, "to", l.hosts, "reason", err)
 	}
-	l.out, l.waiting = nil, 0
-	return l.precious
+	l.out, l.waiting = bytes.Buffer{}, 0
+	return l.unrepeated
 }
 
 // finish lets the writer end when it has written everything.
@@ -656,15 +693,7 @@ func (l *link) finish() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.finishing = true
-	l.poke()
-}
-
-// poke wakes the writer, or will when it next looks.
-func (l *link) poke() {
-	select {
-	case l.wake <- struct{}{}:
-	default:
-	}
+	poke(l.wake)
 }
 
 // send encodes a message for the writer. What waits for a connection is
@@ -676,36 +705,31 @@ func (l *link) send(msg envelope) error {
 	switch {
 	case l.err != nil:
 		return l.err
-	case len(l.out) > maxQueued:
-		return fmt.Errorf("%w: its connection has %d bytes waiting", ErrMailboxFull, len(l.out))
+	case l.out.Len() > maxQueued:
+		return fmt.Errorf("%w: its connection has %d bytes waiting", ErrMailboxFull, l.out.Len())
 	}
 	if err := l.encode(msg); err != nil {
 		return fmt.Errorf("%w: %w", ErrUnsendable, err)
 	}
-	if _, repeated := msg.Message.(interface{ from() string }); !repeated {
-		l.precious = true
+	if _, repeated := msg.Message.(gossip); !repeated {
+		l.unrepeated = true
 		if msg.To != "" {
 			l.waiting++
 		}
 	}
-	l.poke()
+	poke(l.wake)
 	return nil
 }
 
-// Write takes what the encoder makes. The caller of encode holds l.mu.
-func (l *link) Write(p []byte) (int, error) {
-	l.out = append(l.out, p...)
-	return len(p), nil
-}
-
-// encode appends a frame to out, or nothing: a message that fails may have
-// been the first of its types, so it takes the encoder that has described
-// them with it, and the next message starts with a new one.
+// encode appends a frame to out, or nothing: a message that fails, or panics in
+// somebody's GobEncode, may have been the first of its types, so it takes the
+// encoder that has described them with it, and the next starts with a new one.
 func (l *link) encode(msg envelope) error {
-	start, done := len(l.out), false
+	start, done := l.out.Len(), false
 	defer func() {
 		if !done {
-			l.out, l.enc = l.out[:start], nil
+			l.out.Truncate(start)
+			l.enc = nil
 		}
 	}()
 	t := reflect.TypeOf(msg.Message)
@@ -720,18 +744,19 @@ func (l *link) encode(msg envelope) error {
 	}
 	header := uint32(0)
 	if l.enc == nil {
-		l.enc = gob.NewEncoder(l)
+		l.enc = gob.NewEncoder(&l.out)
 		header = freshBit
 	}
-	l.Write(make([]byte, 4))
+	l.out.Write(make([]byte, 4))
 	if err := l.enc.Encode(msg); err != nil {
 		return err
 	}
-	size := len(l.out) - start - 4
+	frame := l.out.Bytes()[start:]
+	size := len(frame) - 4
 	if limit := l.remote.system.config.MaxMessage; size > limit {
 		return fmt.Errorf("its %d bytes are more than MaxMessage, %d", size, limit)
 	}
-	binary.BigEndian.PutUint32(l.out[start:], header|uint32(size))
+	binary.BigEndian.PutUint32(frame, header|uint32(size))
 	done = true
 	return nil
 }
