@@ -112,10 +112,7 @@ func (d *directory) change() {
 // changeOwn is change, and has the receptionist tell the others.
 func (d *directory) changeOwn() {
 	d.change()
-	select {
-	case d.announced <- struct{}{}:
-	default:
-	}
+	poke(d.announced)
 }
 
 // Register lists an actor of this system under a key, in every process of the
@@ -311,15 +308,15 @@ type receptionist struct {
 	self *Actor[receptionistMsg]
 	tick *time.Timer
 	soon bool // the next tick has been brought forward
-	// tried are the hosts contacted on hearsay since the last tick: when many
-	// nodes join at once, each hears of each from all the others.
-	tried map[string]bool
+	// hearsay are the strangers that we have heard of, and when it is our turn
+	// to contact them: when many nodes join at once, each hears of each from all.
+	hearsay map[string]time.Time
 	*directory
 }
 
 func (r *receptionist) run() {
 	heartbeat := r.self.in.config.Heartbeat
-	r.tick, r.tried = time.NewTimer(heartbeat), map[string]bool{}
+	r.tick, r.hearsay = time.NewTimer(heartbeat), map[string]time.Time{}
 	r.announce()
 	for {
 		select {
@@ -328,7 +325,10 @@ func (r *receptionist) run() {
 		case <-r.announced:
 			r.announce()
 		case <-r.tick.C:
-			r.soon, r.tried = false, map[string]bool{}
+			r.soon = false
+			if len(r.hearsay) >= maxMembers {
+				clear(r.hearsay)
+			}
 			r.tick.Reset(heartbeat)
 			r.expire()
 			r.announce()
@@ -381,16 +381,17 @@ func (r *receptionist) hear(msg receptionistMsg) {
 		if !ok {
 			return
 		}
-		a, others := r.now()
+		strangers := r.strangers(m.Members)
+		if known && len(strangers) == 0 {
+			return
+		}
+		a, _ := r.now()
 		if !known {
 			r.tell(m.From, a)
 			r.hurry()
 		}
-		for _, host := range m.Members[:max(0, min(len(m.Members), maxMembers-len(others)))] {
-			if !r.tried[host] && !slices.Contains(a.Members, host) && checkHost(host) == nil && dialable(host) {
-				r.tried[host] = true
-				r.tell(host, a) // it becomes a member when it answers
-			}
+		for _, host := range strangers {
+			r.tell(host, a) // it becomes a member when it answers
 		}
 	case departure:
 		r.mu.Lock()
@@ -400,6 +401,29 @@ func (r *receptionist) hear(msg receptionistMsg) {
 			r.change()
 		}
 	}
+}
+
+// strangers are those of a peer's members that it is our turn to contact, at
+// most twice per heartbeat. Of two nodes that hear of each other, the lesser
+// goes first, or most would end up with two connections between them.
+func (r *receptionist) strangers(members []string) (hosts []string) {
+	self, now := r.self.in.host, time.Now()
+	pause := r.self.in.config.Heartbeat / 2
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, host := range members {
+		turn, heard := r.hearsay[host]
+		switch {
+		case host == self || r.others[host] != nil || checkHost(host) != nil || !dialable(host):
+		case !heard && len(r.others)+len(r.hearsay) >= maxMembers:
+		case !heard && dialable(self) && self > host:
+			r.hearsay[host] = now.Add(pause)
+		case !now.Before(turn):
+			r.hearsay[host] = now.Add(pause)
+			hosts = append(hosts, host)
+		}
+	}
+	return hosts
 }
 
 // hurry brings the next tick forward, to tell the others of a new node: of all
@@ -429,6 +453,7 @@ func (r *receptionist) note(a announcement) (known, ok bool) {
 	}
 	known = old != nil && !old.lost
 	r.others[a.From] = &member{heard: time.Now(), services: services}
+	delete(r.hearsay, a.From)
 	if !known || !slices.Equal(services, old.services) {
 		r.change()
 	}
