@@ -17,12 +17,14 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"log"
 	"log/slog"
 	"math"
 	"math/big"
 	"math/rand/v2"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"runtime"
@@ -336,6 +338,40 @@ func TestPutEndsWithItsContext(t *testing.T) {
 		ctx, cancel = context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		wantError(t, sink.Complete(ctx), context.DeadlineExceeded, "casty: complete ", "no consumer has subscribed")
+	})
+}
+
+// The system's scheduler may keep a goroutine from its turn, but not for long.
+func TestPutsTakeTurns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		system := local(t)
+		sink, producer := newSink(t, system, 0)
+		ctx, cancel := context.WithCancel(t.Context())
+		var putting sync.WaitGroup
+		for goroutine := range 4 {
+			putting.Go(func() {
+				for sink.Put(ctx, goroutine) == nil {
+				}
+			})
+		}
+		defer putting.Wait()
+		defer cancel()
+		synctest.Wait() // all of them wait
+		consumer := spawn(t, system, "consumer", casty.StreamConsumer(producer, casty.Window(1)))
+		var turns [4]int
+		consumed := 0
+		for goroutine, err := range getSource(t, system, consumer).All(t.Context()) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			turns[goroutine]++
+			if consumed++; consumed == 100_000 {
+				t.Fatalf("the goroutines have put %v", turns)
+			}
+			if slices.Min(turns[:]) == 50 {
+				break
+			}
+		}
 	})
 }
 
@@ -1065,6 +1101,27 @@ func TestFlood(t *testing.T) {
 
 // The same, aimed at an end of the stream itself: most of what the producer
 // sends is lost then, and sent again.
+// What a connection needed for a burst, it does not keep, though announcements
+// go on all the while.
+func TestBurstIsLetGo(t *testing.T) {
+	a := startWith(t, casty.Config{Heartbeat: 50 * time.Millisecond})
+	b := startWith(t, casty.Config{Heartbeat: 50 * time.Millisecond, Seeds: []string{a.Address()}})
+	sinkhole := spawn(t, b, "sinkhole", func(self *casty.Actor[[]byte]) {
+		for range self.Messages() {
+		}
+	})
+	waitForMembers(t, a, a, b)
+	before := memory()
+	for range 64 {
+		sinkhole.Tell(a, make([]byte, 192<<10))
+	}
+	for deadline := time.Now().Add(20 * time.Second); memory() > before+1<<20; {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d bytes are kept", memory()-before)
+		}
+	}
+}
+
 func TestFloodAtTheConsumer(t *testing.T) {
 	a := startWith(t, casty.Config{Heartbeat: 20 * time.Millisecond})
 	b := startWith(t, casty.Config{Heartbeat: 20 * time.Millisecond, Seeds: []string{a.Address()}, Mailbox: 16, Logger: logger(t)})
@@ -1227,6 +1284,7 @@ func TestCloseLeavesNoGoroutine(t *testing.T) {
 	a := startNode(t)
 	b := startNode(t, a.Address())
 	client := connect(t, a)
+	closed := make(chan struct{})
 	for i, ends := range [][2]*casty.System{{a, a}, {a, b}, {a, client}, {client, b}} {
 		producer := spawn(t, ends[0], fmt.Sprint("producer-", i), casty.StreamProducer[int](1))
 		puts := putAll(t, getSink(t, ends[0], producer), 1_000_000)
@@ -1237,6 +1295,7 @@ func TestCloseLeavesNoGoroutine(t *testing.T) {
 			for n, err := range source.All(t.Context()) {
 				if n == 100 {
 					started <- n
+					<-closed
 				}
 				if err != nil {
 					ended <- err
@@ -1250,10 +1309,12 @@ func TestCloseLeavesNoGoroutine(t *testing.T) {
 			waitForGoroutines(t, before)
 		}()
 	}
-	if err := errors.Join(client.Close(), b.Close(), a.Close()); err != nil {
+	err := errors.Join(client.Close(), b.Close(), a.Close())
+	close(closed)
+	if err != nil {
 		t.Fatal(err)
 	}
-	_, err := casty.Spawn(a, "late", doubler)
+	_, err = casty.Spawn(a, "late", doubler)
 	wantError(t, err, casty.ErrClosed)
 	if err := a.Close(); err != nil {
 		t.Fatal("a second Close:", err)
@@ -1840,6 +1901,33 @@ func TestConnectionIsCutAnywhere(t *testing.T) {
 	t.Log(segment-1, "places")
 }
 
+// A connection on which nothing has come for too long is lost, also if that
+// was in the middle of a message, and the rest comes in the end.
+func TestSilenceAnywhereEndsTheConnection(t *testing.T) {
+	for segment := range 20 {
+		eachWay(t, func(t *testing.T, n *memNetwork, left, right *casty.System) {
+			listener := spawn(t, right, "listener", func(self *casty.Actor[int]) {
+				for range self.Messages() {
+				}
+			})
+			lost := listener.Watch(t.Context(), left)
+			synctest.Wait()
+			n.locked(func() {
+				n.chunk, n.room = 16, 16 // so that a message is read in parts, while it is written
+			})
+			n.after(segment+1, func() {
+				there := route{n.hosts[left], n.hosts[right]}
+				n.stall(there, true)
+				time.AfterFunc(5*time.Second, func() { n.locked(func() { n.stall(there, false) }) })
+			})
+			for i := range 20 {
+				listener.Tell(left, i)
+			}
+			wantError(t, receive(t, lost), casty.ErrUnreachable)
+		})
+	}
+}
+
 func TestNetworkFailsAndRecovers(t *testing.T) {
 	for _, is := range []struct {
 		name   string
@@ -2103,6 +2191,33 @@ func TestClusterHeals(t *testing.T) {
 	}
 }
 
+// Of two nodes, one can reach the other, but not the reverse.
+func TestOneWayIsEnough(t *testing.T) {
+	for _, way := range []route{{"a", "b"}, {"b", "a"}} {
+		simulated(t, func(t *testing.T) {
+			n := newMemNetwork(1)
+			n.locked(func() { n.refuse(way, syscall.ECONNREFUSED) })
+			hub := n.node(t, "hub")
+			a, b := n.node(t, "a", "hub:1"), n.node(t, "b", "hub:1")
+			time.Sleep(5 * time.Second)
+			expectMembers(t, []string{"a:1", "b:1", "hub:1"}, hub, a, b)
+		})
+	}
+}
+
+// Nobody can dial a client, so it waits for nobody's turn, whatever its id.
+func TestClientReachesEveryNodeAtOnce(t *testing.T) {
+	simulated(t, func(t *testing.T) {
+		n := newMemNetwork(1)
+		n.node(t, "0")
+		n.node(t, "1", "0:1")
+		time.Sleep(5 * time.Second)
+		client := n.client(t.Context(), t, "client", "0:1")
+		synctest.Wait()
+		expectMembers(t, []string{"0:1", "1:1"}, client)
+	})
+}
+
 func TestCutOffNodesAreNotListed(t *testing.T) {
 	simulated(t, func(t *testing.T) {
 		n := newMemNetwork(1)
@@ -2364,20 +2479,61 @@ func BenchmarkStream(b *testing.B) {
 	}
 }
 
-// BenchmarkRoundTrip sends one element there, and back on a second stream.
+// BenchmarkDeepBuffer consumes, through a small window, what a buffer held
+// before: an element must cost the same however many wait behind it.
+func BenchmarkDeepBuffer(b *testing.B) {
+	for _, buffer := range []int{1_000, 10_000, 100_000} {
+		b.Run(fmt.Sprintf("buffer=%d", buffer), func(b *testing.B) {
+			system := local(b)
+			for b.Loop() {
+				producer := spawn(b, system, "producer", casty.StreamProducer[sample](buffer))
+				sink, err := casty.GetSink(b.Context(), system, producer)
+				if err != nil {
+					b.Fatal(err)
+				}
+				for i := range buffer {
+					if err := sink.Put(b.Context(), reading(i)); err != nil {
+						b.Fatal(err)
+					}
+				}
+				go sink.Complete(b.Context())
+				consumer := spawn(b, system, "consumer", casty.StreamConsumer(producer, casty.Window(16)))
+				source, err := casty.GetSource(b.Context(), system, consumer)
+				if err != nil {
+					b.Fatal(err)
+				}
+				for _, err := range source.All(b.Context()) {
+					if err != nil {
+						b.Fatal(err)
+					}
+				}
+				<-producer.Watch(b.Context(), system)
+				<-consumer.Watch(b.Context(), system)
+			}
+			b.ReportMetric(float64(b.N*buffer)/b.Elapsed().Seconds(), "elements/s")
+		})
+	}
+}
+
+// BenchmarkRoundTrip sends one element to another process, and back on a
+// second stream. Within one process raw gob would stay on one thread, and the
+// two could not be compared.
 func BenchmarkRoundTrip(b *testing.B) {
 	b.Run("gob", func(b *testing.B) {
-		here, there := loopback(b)
-		go func() {
-			dec, enc := gob.NewDecoder(there), gob.NewEncoder(there)
-			for {
-				var m batch[sample]
-				if dec.Decode(&m) != nil || enc.Encode(m) != nil {
-					return
-				}
-			}
-		}()
-		enc, dec := gob.NewEncoder(here), gob.NewDecoder(here)
+		listener, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			b.Fatal(err)
+		}
+		defer listener.Close()
+		startEcho(b, "gob", listener.Addr().String())
+		conn, err := listener.Accept()
+		if err != nil {
+			b.Fatal(err)
+		}
+		defer conn.Close()
+		enc, dec := gob.NewEncoder(conn), gob.NewDecoder(conn)
+		b.ReportAllocs()
+		b.ResetTimer()
 		for i := range b.N {
 			var m batch[sample]
 			if err := errors.Join(enc.Encode(batch[sample]{[]sample{reading(i)}}), dec.Decode(&m)); err != nil {
@@ -2386,20 +2542,23 @@ func BenchmarkRoundTrip(b *testing.B) {
 		}
 	})
 	b.Run("network", func(b *testing.B) {
-		a := startNode(b)
-		c := startNode(b, a.Address())
-		there, back := newBenchStream[sample](b, a, c, 256), newBenchStream[sample](b, c, a, 256)
-		go func() {
-			for m, err := range there.source.All(b.Context()) {
-				if err != nil || back.sink.Put(b.Context(), m) != nil {
-					return
-				}
-			}
-		}()
-		next, stop := iter.Pull2(back.source.All(b.Context()))
+		node := startNode(b)
+		sink, err := casty.GetSink(b.Context(), node, spawn(b, node, "there", casty.Discoverable(thereKey, casty.StreamProducer[sample](64))))
+		if err != nil {
+			b.Fatal(err)
+		}
+		startEcho(b, "casty", node.Address())
+		back := waitForInstances(b, node, backKey, 1)[0].Ref
+		source, err := casty.GetSource(b.Context(), node, spawn(b, node, "consumer", casty.StreamConsumer(back)))
+		if err != nil {
+			b.Fatal(err)
+		}
+		next, stop := iter.Pull2(source.All(b.Context()))
 		defer stop()
+		b.ReportAllocs()
+		b.ResetTimer()
 		for i := range b.N {
-			if err := there.sink.Put(b.Context(), reading(i)); err != nil {
+			if err := sink.Put(b.Context(), reading(i)); err != nil {
 				b.Fatal(err)
 			}
 			if _, err, _ := next(); err != nil {
@@ -2409,19 +2568,97 @@ func BenchmarkRoundTrip(b *testing.B) {
 	})
 }
 
-// BenchmarkLarge streams elements of 64 KiB.
+var (
+	thereKey = casty.NewServiceKey[casty.StreamProducerMsg[sample]]("there")
+	backKey  = casty.NewServiceKey[casty.StreamProducerMsg[sample]]("back")
+)
+
+// startEcho runs this program once more, as echo, until the benchmark ends.
+func startEcho(b *testing.B, kind, address string) {
+	cmd := exec.CommandContext(b.Context(), os.Args[0])
+	cmd.Env = append(os.Environ(), "CASTY_ECHO="+kind, "CASTY_ECHO_TO="+address)
+	cmd.Stderr = b.Output()
+	if err := cmd.Start(); err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { cmd.Wait() })
+}
+
+func TestMain(m *testing.M) {
+	switch kind, to := os.Getenv("CASTY_ECHO"), os.Getenv("CASTY_ECHO_TO"); kind {
+	case "gob":
+		echoGob(to)
+	case "casty":
+		echoStream(context.Background(), to)
+	default:
+		os.Exit(m.Run())
+	}
+}
+
+func echoGob(address string) {
+	conn, err := net.Dial("tcp", address)
+	if err != nil {
+		log.Fatal(err)
+	}
+	dec, enc := gob.NewDecoder(conn), gob.NewEncoder(conn)
+	for {
+		var m batch[sample]
+		if dec.Decode(&m) != nil || enc.Encode(m) != nil {
+			return // the benchmark has ended
+		}
+	}
+}
+
+func echoStream(ctx context.Context, seed string) {
+	node, err := casty.StartNode(casty.Config{Seeds: []string{seed}})
+	if err != nil {
+		log.Fatal(err)
+	}
+	back, err := casty.Spawn(node, "back", casty.Discoverable(backKey, casty.StreamProducer[sample](64)))
+	if err != nil {
+		log.Fatal(err)
+	}
+	sink, err := casty.GetSink(ctx, node, back)
+	if err != nil {
+		log.Fatal(err)
+	}
+	for listing := range casty.Listings(ctx, node, thereKey) {
+		for _, there := range listing.Instances {
+			consumer, err := casty.Spawn(node, "consumer", casty.StreamConsumer(there.Ref))
+			if err != nil {
+				log.Fatal(err)
+			}
+			source, err := casty.GetSource(ctx, node, consumer)
+			if err != nil {
+				log.Fatal(err)
+			}
+			for m, err := range source.All(ctx) {
+				if err == nil {
+					err = sink.Put(ctx, m)
+				}
+				if err != nil {
+					log.Fatal(err)
+				}
+			}
+		}
+	}
+}
+
+// BenchmarkLarge streams elements of 64 KiB, in windows of 4 and of 16 MiB.
 func BenchmarkLarge(b *testing.B) {
 	payload := make([]byte, 64<<10)
 	element := func(int) []byte { return payload }
-	b.Run("gob", func(b *testing.B) {
-		b.SetBytes(int64(len(payload)))
-		benchmarkGob(b, 256, element)
-	})
-	b.Run("network", func(b *testing.B) {
-		b.SetBytes(int64(len(payload)))
-		a := startNode(b)
-		benchmarkStream(b, a, startNode(b, a.Address()), 256, element)
-	})
+	for _, window := range []int{64, 256} {
+		b.Run(fmt.Sprintf("gob/window=%d", window), func(b *testing.B) {
+			b.SetBytes(int64(len(payload)))
+			benchmarkGob(b, window, element)
+		})
+		b.Run(fmt.Sprintf("network/window=%d", window), func(b *testing.B) {
+			b.SetBytes(int64(len(payload)))
+			a := startNode(b)
+			benchmarkStream(b, a, startNode(b, a.Address()), window, element)
+		})
+	}
 }
 
 // BenchmarkManyStreams shares one connection. It tells how far the slowest
@@ -2438,6 +2675,7 @@ func BenchmarkManyStreams(b *testing.B) {
 			each := b.N/streams + 1
 			var progress sync.WaitGroup
 			counts, first, slowest := make([]atomic.Int64, streams), sync.Once{}, 1.0
+			b.ReportAllocs()
 			b.ResetTimer()
 			for i, s := range all {
 				progress.Go(func() { s.putAll(b, each, reading) })
@@ -2465,63 +2703,114 @@ func BenchmarkManyStreams(b *testing.B) {
 	}
 }
 
+// BenchmarkAsk stays within one process, where raw gob never leaves its thread.
 func BenchmarkAsk(b *testing.B) {
-	a := startNode(b)
-	c := startNode(b, a.Address())
-	ref := spawn(b, c, "doubler", doubler)
-	for i := range b.N {
-		if n, err := askDouble(b.Context(), a, ref, i); n != 2*i || err != nil {
-			b.Fatal(n, err)
+	b.Run("gob", func(b *testing.B) {
+		here, there := loopback(b)
+		go func() {
+			dec, enc := gob.NewDecoder(there), gob.NewEncoder(there)
+			for {
+				var n int
+				if dec.Decode(&n) != nil || enc.Encode(2*n) != nil {
+					return
+				}
+			}
+		}()
+		enc, dec := gob.NewEncoder(here), gob.NewDecoder(here)
+		b.ReportAllocs()
+		for i := range b.N {
+			var n int
+			if err := errors.Join(enc.Encode(i), dec.Decode(&n)); n != 2*i || err != nil {
+				b.Fatal(n, err)
+			}
 		}
-	}
+	})
+	b.Run("network", func(b *testing.B) {
+		a := startNode(b)
+		c := startNode(b, a.Address())
+		ref := spawn(b, c, "doubler", doubler)
+		b.ReportAllocs()
+		for i := range b.N {
+			if n, err := askDouble(b.Context(), a, ref, i); n != 2*i || err != nil {
+				b.Fatal(n, err)
+			}
+		}
+	})
 }
 
 // BenchmarkTell tells as fast as messages arrive: at most 300 are under way,
 // of a mailbox of 512, as nobody else holds the sender back.
 func BenchmarkTell(b *testing.B) {
-	a := startNode(b)
-	c := startNode(b, a.Address())
-	heard := make(chan int, 2)
-	ref := spawn(b, c, "listener", func(self *casty.Actor[int]) {
-		for n := range self.Messages() {
-			if n%256 == 255 || n == b.N-1 {
-				heard <- n
+	b.Run("gob", func(b *testing.B) {
+		here, there := loopback(b)
+		heard := make(chan int, 2)
+		go func() {
+			dec := gob.NewDecoder(bufio.NewReader(there))
+			for n := 0; dec.Decode(&n) == nil; {
+				if n%256 == 255 || n == b.N-1 {
+					heard <- n
+				}
 			}
-		}
+		}()
+		out := bufio.NewWriter(here)
+		enc := gob.NewEncoder(out)
+		benchmarkTell(b, heard, func(n int) error { return enc.Encode(n) }, out.Flush)
 	})
+	b.Run("network", func(b *testing.B) {
+		a := startNode(b)
+		c := startNode(b, a.Address())
+		heard := make(chan int, 2)
+		ref := spawn(b, c, "listener", func(self *casty.Actor[int]) {
+			for n := range self.Messages() {
+				if n%256 == 255 || n == b.N-1 {
+					heard <- n
+				}
+			}
+		})
+		tell := func(n int) error { ref.Tell(a, n); return nil }
+		benchmarkTell(b, heard, tell, func() error { return nil })
+	})
+}
+
+func benchmarkTell(b *testing.B, heard <-chan int, tell func(int) error, flush func() error) {
+	b.ReportAllocs()
+	b.ResetTimer()
 	for i, last := 0, -1; last < b.N-1; {
 		for ; i < b.N && i-last <= 300; i++ {
-			ref.Tell(a, i)
+			if err := tell(i); err != nil {
+				b.Fatal(err)
+			}
+		}
+		if err := flush(); err != nil {
+			b.Fatal(err)
 		}
 		last = <-heard
 	}
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "messages/s")
 }
 
 // BenchmarkIdleStream measures the memory of a stream that waits, both ends.
 func BenchmarkIdleStream(b *testing.B) {
 	a := startNode(b)
 	c := startNode(b, a.Address())
-	var before, after runtime.MemStats
-	runtime.GC()
-	runtime.ReadMemStats(&before)
 	const n = 1000
-	streams := make([]benchStream[sample], n)
+	before, streams := memory(), make([]benchStream[sample], n)
 	for i := range streams {
 		streams[i] = newBenchStream[sample](b, a, c, 256)
 		streams[i].putAll(b, 0, reading)
 	}
-	runtime.GC()
-	runtime.ReadMemStats(&after)
-	used := after.HeapAlloc + after.StackInuse - before.HeapAlloc - before.StackInuse
-	b.ReportMetric(float64(used)/n, "bytes/stream")
+	b.ReportMetric(float64(memory()-before)/n, "bytes/stream")
 	runtime.KeepAlive(streams)
 }
 
 // BenchmarkDiscovery registers a service in a cluster of nodes, and waits
-// until all of them list it.
+// until all of them list it. It also tells how long the nodes took to find
+// each other, what they and their connections hold in memory, and what their
+// announcements cost while nothing happens.
 func BenchmarkDiscovery(b *testing.B) {
-	for _, size := range []int{3, 10, 30} {
+	for _, size := range []int{3, 10, 30, 100} {
 		b.Run(fmt.Sprintf("nodes=%d", size), func(b *testing.B) {
+			empty, start := memory(), time.Now()
 			nodes := []*casty.System{startNode(b)}
 			for range size - 1 {
 				nodes = append(nodes, startNode(b, nodes[0].Address()))
@@ -2531,8 +2820,14 @@ func BenchmarkDiscovery(b *testing.B) {
 					b.Fatal(err)
 				}
 			}
-			b.ResetTimer()
-			for i := range b.N {
+			joined := time.Since(start)
+			const idle = 3 * time.Second
+			time.Sleep(time.Second) // until what came with joining is over
+			before := processorTime(b)
+			time.Sleep(idle)
+			used := processorTime(b) - before
+			held := memory() - empty
+			for i := 0; b.Loop(); i++ {
 				key := casty.NewServiceKey[double](fmt.Sprint("service-", i))
 				ref := spawn(b, nodes[i%size], fmt.Sprint("service-", i), doubler)
 				if err := casty.Register(nodes[i%size], key, ref); err != nil {
@@ -2541,9 +2836,30 @@ func BenchmarkDiscovery(b *testing.B) {
 				for _, node := range nodes {
 					waitForInstances(b, node, key, 1)
 				}
+				casty.Stop(nodes[i%size], ref)
 			}
+			b.ReportMetric(float64(joined.Milliseconds()), "ms-to-join")
+			b.ReportMetric(float64(held)/float64(size)/(1<<20), "MiB/node")
+			b.ReportMetric(float64(used.Microseconds())/1000/idle.Seconds()/float64(size), "cpu-ms/node/s")
 		})
 	}
+}
+
+// memory is what is in use, after a collection.
+func memory() uint64 {
+	var m runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc + m.StackInuse
+}
+
+// processorTime is what this process has used so far.
+func processorTime(b *testing.B) time.Duration {
+	var usage syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &usage); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
 }
 
 type benchStream[E any] struct {
@@ -2553,7 +2869,7 @@ type benchStream[E any] struct {
 
 func newBenchStream[E any](b *testing.B, from, to *casty.System, window int) benchStream[E] {
 	b.Helper()
-	producer := spawn(b, from, "producer-"+cryptorand.Text(), casty.StreamProducer[E](64))
+	producer := spawn(b, from, "producer-"+cryptorand.Text(), casty.StreamProducer[E](window))
 	sink, err := casty.GetSink(b.Context(), from, producer)
 	if err != nil {
 		b.Fatal(err)
