@@ -2065,6 +2065,72 @@ func TestConsumerComesBackToARival(t *testing.T) {
 	})
 }
 
+// A consumer whose place was taken while it was not heard must not have it back
+// when the other has left: it has received elements under positions that the
+// producer would give to others. Here its Subscribe waits on a hanging dial,
+// while the producer's own dial to it succeeds.
+func TestPlaceThatWasTakenIsLost(t *testing.T) {
+	simulated(t, func(t *testing.T) {
+		n := newMemNetwork(1)
+		left := n.node(t, "left")
+		right := n.node(t, "right", "left:1")
+		producer := spawn(t, left, "numbers", casty.StreamProducer[int](20))
+		sink := getSink(t, left, producer)
+		put := func(numbers ...int) {
+			for _, i := range numbers {
+				if err := sink.Put(t.Context(), i); err != nil {
+					t.Fatal(i, err)
+				}
+			}
+			time.Sleep(time.Second)
+		}
+		expect := func(next func() (int, error, bool), want ...int) {
+			t.Helper()
+			for _, i := range want {
+				if got, err, _ := next(); got != i || err != nil {
+					t.Fatal(got, err)
+				}
+			}
+		}
+		unheard, stop := iter.Pull2(getSource(t, right, spawn(t, right, "unheard", casty.StreamConsumer(producer))).All(t.Context()))
+		defer stop()
+		time.Sleep(time.Second)
+		n.locked(func() {
+			n.cut(ltr)
+			n.cut(rtl)
+			n.refuse(ltr, errSilence)
+			n.refuse(rtl, errSilence)
+		})
+		time.Sleep(time.Second / 4)
+		n.locked(func() { n.refuse(ltr, nil) })
+		time.Sleep(time.Second)
+		put(0, 1, 2)
+		expect(unheard, 0, 1, 2)
+		taker := spawn(t, left, "taker", casty.StreamConsumer(producer, casty.Window(2)))
+		takes, stopTaking := iter.Pull2(getSource(t, left, taker).All(t.Context()))
+		expect(takes, 0, 1, 2)
+		put(3)
+		expect(takes, 3) // so that it acknowledges what was before
+		time.Sleep(2 * time.Second)
+		casty.Stop(left, taker)
+		time.Sleep(time.Second)
+		stopTaking()
+		put(4, 5, 6)
+		n.locked(func() { n.refuse(rtl, nil) })
+		time.Sleep(20 * time.Second)
+		_, err, _ := unheard()
+		wantError(t, err, casty.ErrCannotResume)
+		ended := make(chan error)
+		go func() { ended <- sink.Complete(t.Context()) }()
+		if got := consume(t, left, producer); !slices.Equal(got, []int{4, 5, 6}) {
+			t.Error(got)
+		}
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 func TestProducerIsReplacedByAnother(t *testing.T) {
 	simulated(t, func(t *testing.T) {
 		n := newMemNetwork(1)

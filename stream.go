@@ -324,6 +324,7 @@ func StreamProducer[E any](buffer int) Behavior[StreamProducerMsg[E]] {
 			panic(err)
 		}
 		p := &producer[E]{self: self, lifeline: newLifeline(self), buffer: uint64(max(buffer, 0)), maxRun: maxRun, err: ErrStopped}
+		p.replaced = map[ActorRef[StreamConsumerMsg[E]]]bool{}
 		p.sink = &SinkRef[E]{
 			producer: self.address,
 			elements: make(chan E, 1),
@@ -345,16 +346,17 @@ type producer[E any] struct {
 	sink *SinkRef[E]
 	lifeline
 
-	consumer ActorRef[StreamConsumerMsg[E]] // zero: none is attached
-	buffer   uint64                         // elements that can be put before they are demanded
-	base     uint64                         // elements that other consumers have acknowledged: those before position 0
-	demand   uint64                         // send nothing at or past this position
-	acked    uint64                         // the consumer has everything before this one
-	cursor   uint64                         // the next to send
-	unacked  []E                            // from acked on; bounded by the demand and the buffer, as Put is
-	maxRun   int                            // elements in a message; less once that many proved too large
-	asked    bool                           // the consumer waits for an answer
-	stalled  bool                           // the last message did not go out: try again at the next tick
+	consumer ActorRef[StreamConsumerMsg[E]]          // zero: none is attached
+	replaced map[ActorRef[StreamConsumerMsg[E]]]bool // see subscribe
+	buffer   uint64                                  // elements that can be put before they are demanded
+	base     uint64                                  // elements that other consumers have acknowledged: those before position 0
+	demand   uint64                                  // send nothing at or past this position
+	acked    uint64                                  // the consumer has everything before this one
+	cursor   uint64                                  // the next to send
+	unacked  []E                                     // from acked on; bounded by the demand and the buffer, as Put is
+	maxRun   int                                     // elements in a message; less once that many proved too large
+	asked    bool                                    // the consumer waits for an answer
+	stalled  bool                                    // the last message did not go out: try again at the next tick
 
 	closing bool  // the sink is closed: take what it still holds, demanded or not
 	drained bool  // and has been emptied: the stream ends at end()
@@ -524,10 +526,13 @@ func (p *producer[E]) subscribe(m Subscribe[E]) {
 	case p.attached() && p.lost.IsZero():
 		p.refuse(m.Consumer, ErrAlreadySubscribed)
 		return
-	case m.From > 0:
+	case m.From > 0 || p.replaced[m.Consumer]:
 		p.refuse(m.Consumer, ErrCannotResume)
 		return
 	default:
+		if p.attached() {
+			p.replaced[p.consumer] = true // it may have received what this one will be sent, under the same positions
+		}
 		p.base += p.acked
 		p.consumer, p.demand, p.acked, p.cursor = m.Consumer, 0, 0, 0
 		p.hears()
@@ -727,7 +732,7 @@ func (s *SourceRef[E]) next(ctx context.Context) ([]E, error) {
 	}
 	select {
 	case run, open := <-s.runs:
-		if !open && s.err != nil {
+		if !open {
 			return nil, s.err
 		}
 		return run, nil
