@@ -104,11 +104,12 @@ type Config struct {
 	TLS *tls.Config
 	// Dial opens a connection to a peer's address, before TLS. Default: TCP.
 	Dial func(ctx context.Context, address string) (net.Conn, error)
-	// Logger takes what the package has to say. Default slog.Default().
+	// Logger takes what the package has to say. Its handler must not tell
+	// actors anything. Default slog.Default().
 	Logger *slog.Logger
 	// Heartbeat is how often peers assure each other that they are there.
-	// A connection with three of the slower peer's missing is given up.
-	// Default 1s.
+	// A connection with three of the slower peer's missing is given up; a
+	// peer's counts for a minute at most. Default 1s.
 	Heartbeat time.Duration
 	// Mailbox is how many messages wait for an actor before the next one is
 	// a dead letter. Default 512.
@@ -130,6 +131,11 @@ func (c Config) withDefaults() Config {
 		}
 	}
 	return c
+}
+
+// slower is our heartbeat, or a peer's that is slower.
+func (c Config) slower(peer time.Duration) time.Duration {
+	return max(c.Heartbeat, min(peer, time.Minute))
 }
 
 // check finds what cannot work in what others will have to parse or dial.
@@ -216,10 +222,10 @@ func checkHost(host string) error {
 	if err != nil {
 		return err
 	}
-	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 || name == "" {
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
 		return fmt.Errorf("%q is not a host and a port between 1 and 65535", host)
 	}
-	return nil
+	return checkName("host", name)
 }
 
 // dialable tells a host:port from an id.
@@ -435,12 +441,9 @@ func newActor[M any](s *System, name string, mailbox int) (*Actor[M], error) {
 	if err := learn(zero); err != nil {
 		return nil, err
 	}
-	ctx, stop := context.WithCancel(s.ctx)
 	self := &Actor[M]{in: s, mailbox: make(chan M, mailbox), cell: &cell{
 		address:  Address{s.config.Name, s.host, name, rand.Text()[:10]},
 		takes:    typeName[M](),
-		ctx:      ctx,
-		stop:     stop,
 		mistaken: make(chan error, 1),
 		watchers: map[*func(error)]struct{}{},
 	}}
@@ -464,6 +467,7 @@ func newActor[M any](s *System, name string, mailbox int) (*Actor[M], error) {
 	case s.actors[name] != nil:
 		return nil, errors.New("the name is in use")
 	}
+	self.ctx, self.stop = context.WithCancel(s.ctx)
 	s.actors[name] = self.cell
 	s.running.Add(1)
 	return self, nil
@@ -605,12 +609,13 @@ func (r *ActorRef[M]) GobDecode(uri []byte) (err error) {
 }
 
 // Tell sends a message and never blocks. Messages from one actor to another
-// arrive in order, at most once. One that cannot arrive is a dead letter
+// arrive at most once, and in order while a connection lasts. One that cannot arrive is a dead letter
 // where that is noticed, here or in the actor's process: tell when an answer
 // is not needed, or use Ask, Watch or a stream.
 //
 // A message to this process is shared, not copied: do not change it later.
-// One to another process has been encoded when Tell returns.
+// One to another process has been encoded when Tell returns; a GobEncode in it
+// must not tell actors anything.
 func (r ActorRef[M]) Tell(from Host, msg M) {
 	if err := r.tell(from, msg); err != nil {
 		from.system().deadLetter(r.address, msg, err)

@@ -52,7 +52,7 @@ const (
 	protocolVersion = 1
 	freshBit        = 1 << 31  // in a frame's header: start a new decoder
 	maxHello        = 4 << 10  // bytes of a hello
-	maxQueued       = 16 << 20 // bytes waiting for a connection; see link.send
+	maxQueued       = 16 << 20 // bytes gathering for a connection; see link.send
 	maxSpare        = 64 << 10 // bytes of buffer that a connection keeps, whatever it sends
 	silence         = 3        // heartbeats without a byte before a connection is given up, also at Close
 	patience        = 10       // heartbeats for dialling and the handshake
@@ -238,6 +238,9 @@ func (r *remote) watch(target Address, takes string, fire func(error)) (cancel f
 	p.watches[watched][&fire] = struct{}{}
 	r.mu.Unlock()
 	if err := r.send(Address{Host: target.Host}, watched); err != nil {
+		if !errors.Is(err, ErrUnreachable) { // its connection is full: another message may get through later
+			err = fmt.Errorf("%w: %w", ErrUnreachable, err)
+		}
 		r.fire([]string{target.Host}, watched, err)
 	}
 	return func() {
@@ -249,6 +252,18 @@ func (r *remote) watch(target Address, takes string, fire func(error)) (cancel f
 		}
 		r.forget(target.Host)
 	}
+}
+
+// names are all that a peer goes by. It may have been watched by one, on one
+// connection, and answer on another.
+func (r *remote) names(peer string) []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	hosts := []string{peer}
+	for _, l := range r.peer(peer).links {
+		hosts = append(hosts, l.hosts...)
+	}
+	return hosts
 }
 
 // fire calls the watches of an actor of a peer that goes by hosts, or of all
@@ -552,7 +567,7 @@ func (a *awake) Read(p []byte) (n int, err error) {
 
 // read owns the receiving side, and never waits for an actor.
 func (l *link) read(conn net.Conn, peer hello) error {
-	heartbeat := max(l.remote.heartbeats(1), min(peer.Heartbeat, time.Minute)) // theirs may be slower than ours
+	heartbeat := l.remote.system.config.slower(peer.Heartbeat)
 	in := bufio.NewReader(&awake{Conn: conn, first: patience * heartbeat, silence: silence * heartbeat})
 	limit := uint32(l.remote.system.config.MaxMessage)
 	body := &frameBody{io.LimitedReader{R: in}}
@@ -619,7 +634,7 @@ func (l *link) receive(peer string, msg envelope, err error) {
 		if m.WrongType {
 			reason.is = ErrWrongType
 		}
-		l.remote.fire(l.hosts, m.Watch, reason)
+		l.remote.fire(l.remote.names(peer), m.Watch, reason)
 	case relearnMsg:
 		l.mu.Lock()
 		l.enc = nil
@@ -696,9 +711,9 @@ func (l *link) finish() {
 	poke(l.wake)
 }
 
-// send encodes a message for the writer. What waits for a connection is
-// bounded by maxQueued and one message more; beyond that nothing is accepted,
-// and the sender is told.
+// send encodes a message for the writer. What gathers for it is bounded by
+// maxQueued and one message more, and what it is writing by as much; beyond
+// that nothing is accepted, and the sender is told.
 func (l *link) send(msg envelope) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
