@@ -1231,6 +1231,26 @@ func TestConnectSaysWhyNot(t *testing.T) {
 	}
 }
 
+// A ref from outside may call a process by another of its names.
+func TestWatchByAnotherName(t *testing.T) {
+	node := startNode(t)
+	client := connect(t, node)
+	for _, name := range []string{"127.0.0.1", "localhost"} {
+		actor := spawn(t, node, "doubler", doubler)
+		var ref casty.ActorRef[double]
+		if err := ref.GobDecode([]byte(strings.Replace(actor.Address().URI(), "127.0.0.1", name, 1))); err != nil {
+			t.Fatal(err)
+		}
+		ended := ref.Watch(t.Context(), client)
+		if _, err := askDouble(t.Context(), client, ref, 1); err != nil {
+			t.Fatal(err)
+		}
+		casty.Stop(node, actor)
+		wantError(t, receive(t, ended), casty.ErrStopped)
+		receive(t, actor.Watch(t.Context(), node))
+	}
+}
+
 func TestStartNodeSaysWhyNot(t *testing.T) {
 	node := startNode(t)
 	for address, want := range map[string]string{
@@ -1241,6 +1261,12 @@ func TestStartNodeSaysWhyNot(t *testing.T) {
 		_, err := casty.StartNode(casty.Config{Address: address})
 		wantError(t, err, nil, want)
 	}
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = casty.StartNode(casty.Config{Address: "a/b:80", Listener: listener})
+	wantError(t, err, nil, `the name of the host, "a/b", has a slash`)
 }
 
 // A client has no address, so its producer's ref is told to an actor on a
@@ -1958,6 +1984,45 @@ func TestNetworkFailsAndRecovers(t *testing.T) {
 	}
 }
 
+// What others send may fill a connection that is being dialled: the ends of a
+// stream wait for it like for any that is down.
+func TestFullConnectionIsNotTheEnd(t *testing.T) {
+	eachWay(t, func(t *testing.T, n *memNetwork, left, right *casty.System) {
+		sink, producer := newSink(t, left, 2)
+		flood := func(from, to *casty.System) {
+			sleepy := spawn(t, to, "sleepy", func(self *casty.Actor[[]byte]) { <-self.Done() })
+			for range 3000 {
+				for lost := from.DeadLetters(); from.DeadLetters() == lost; {
+					sleepy.Tell(from, make([]byte, 1<<20))
+				}
+				time.Sleep(time.Millisecond)
+			}
+		}
+		go func() {
+			for i := range 10 {
+				sink.Put(t.Context(), i)
+				time.Sleep(time.Second)
+			}
+			sink.Complete(t.Context())
+		}()
+		consumer := spawn(t, right, "consumer", casty.StreamConsumer(producer))
+		time.AfterFunc(3*time.Second, func() { n.locked(func() { n.down(15 * time.Second) }) })
+		for from, to := range map[*casty.System]*casty.System{left: right, right: left} {
+			time.AfterFunc(12*time.Second, func() { flood(from, to) }) // the first dial is given up at 13 s
+		}
+		var got []int
+		for i, err := range getSource(t, right, consumer).All(t.Context()) {
+			if err != nil {
+				t.Fatal(len(got), err)
+			}
+			got = append(got, i)
+		}
+		if !slices.Equal(got, upTo(10)) {
+			t.Error(got)
+		}
+	})
+}
+
 func TestPeerStaysAwayTooLong(t *testing.T) {
 	eachWay(t, func(t *testing.T, n *memNetwork, left, right *casty.System) {
 		producer := spawn(t, left, "numbers", casty.StreamProducer[int](2))
@@ -2322,6 +2387,53 @@ func TestSeedRestarts(t *testing.T) {
 	})
 }
 
+func TestHeartbeatsMayDiffer(t *testing.T) {
+	simulated(t, func(t *testing.T) {
+		n := newMemNetwork(1)
+		node := n.node(t, "node")
+		spawn(t, node, "numbers", casty.Discoverable(numbers, casty.StreamProducer[int](0)))
+		cfg := n.config("hasty", []string{"node:1"})
+		cfg.Heartbeat = 100 * time.Millisecond
+		client, err := casty.Connect(t.Context(), cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n.own(t, client, "hasty")
+		time.Sleep(10 * time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		for listing := range casty.Listings(ctx, client, numbers) {
+			if len(listing.Instances) != 1 {
+				t.Fatal(listing)
+			}
+		}
+	})
+}
+
+// What can never be announced is said.
+func TestTooLargeToAnnounce(t *testing.T) {
+	simulated(t, func(t *testing.T) {
+		var log syncBuffer
+		n := newMemNetwork(1)
+		n.node(t, "node")
+		cfg := n.config("client", []string{"node:1"})
+		cfg.MaxMessage, cfg.Logger = 1<<10, slog.New(slog.NewTextHandler(&log, nil))
+		client, err := casty.Connect(t.Context(), cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n.own(t, client, "client")
+		key := casty.NewServiceKey[double](strings.Repeat("k", 1<<10))
+		if err := casty.Register(client, key, spawn(t, client, "doubler", doubler)); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if s := log.String(); !strings.Contains(s, "casty: announce") || !strings.Contains(s, "MaxMessage") {
+			t.Error(s)
+		}
+	})
+}
+
 func TestSeedsAreWaitedFor(t *testing.T) {
 	simulated(t, func(t *testing.T) {
 		n := newMemNetwork(1)
@@ -2337,6 +2449,53 @@ func TestSeedsAreWaitedFor(t *testing.T) {
 		time.Sleep(5 * time.Second)
 		expectMembers(t, []string{"a:1", "b:1"}, b, client)
 	})
+}
+
+// announcement is receptionist.go's. It goes by another name of the same length
+// here, as gob has that one already; say gives it the right one.
+type announcement struct {
+	From    string
+	Members []string
+}
+
+// A process hears of more than it can contact, none of whom answers. It hears
+// of others all the same.
+func TestHearsayIsForgotten(t *testing.T) {
+	gob.RegisterName("casty_announcement", announcement{})
+	heartbeat := 10 * time.Millisecond
+	alone := startWith(t, casty.Config{Heartbeat: heartbeat})
+	var gone []string
+	for port := range 1200 {
+		gone = append(gone, fmt.Sprint("192.0.2.1:", 1+port))
+	}
+	node := startWith(t, casty.Config{Heartbeat: heartbeat, Logger: logger(t), Dial: func(ctx context.Context, address string) (net.Conn, error) {
+		if strings.HasPrefix(address, "192.") {
+			return nil, errors.New("nobody is there")
+		}
+		return new(net.Dialer).DialContext(ctx, "tcp", address)
+	}})
+	peer := greet(t, node)
+	go peer.untilClosed()
+	say := func(members ...string) {
+		frame := peer.encode("receptionist", announcement{"a-raw-peer", members})
+		peer.frame(bytes.ReplaceAll(frame, []byte("casty_announcement"), []byte("casty.announcement")))
+	}
+	say(gone...)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	met := make(chan error, 1)
+	go func() { met <- casty.WaitForMembers(ctx, alone, 2) }()
+	for {
+		select {
+		case err := <-met:
+			if err != nil {
+				t.Error(err)
+			}
+			return
+		case <-time.After(heartbeat):
+			say(alone.Address())
+		}
+	}
 }
 
 func TestDeadNodeDoesNotHaunt(t *testing.T) {

@@ -3,8 +3,8 @@ package casty
 // Every process has a receptionist, an actor at a well-known name. It keeps
 // what this process knows of the cluster, and tells the others of itself:
 //
-//	announcement{From, Services, Members}   all my services, and the nodes I have heard from
-//	departure{From}                         I leave
+//	announcement{From, Heartbeat, Services, Members}   all my services, and the nodes I have heard from
+//	departure{From}                                    I leave
 //
 // An announcement goes to every node and observer known, at each change and
 // once per heartbeat. It is always the full set, and a node speaks only for
@@ -17,6 +17,7 @@ package casty
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"iter"
 	"maps"
@@ -37,9 +38,10 @@ type receptionistMsg interface{ receptionistMsg() }
 
 type (
 	announcement struct {
-		From     string // host
-		Services []service
-		Members  []string
+		From      string // host
+		Heartbeat time.Duration
+		Services  []service
+		Members   []string
 	}
 	departure struct{ From string }
 	service   struct{ Key, URI string }
@@ -82,9 +84,10 @@ type directory struct {
 
 // A member is another process that has been heard from.
 type member struct {
-	heard    time.Time
-	lost     bool // not heard from of late: not listed, but still tried
-	services []service
+	heard     time.Time
+	heartbeat time.Duration // how often to expect an announcement
+	lost      bool          // not heard from of late: not listed, but still tried
+	services  []service
 }
 
 // directoryOf returns a system's directory, which every system has.
@@ -326,9 +329,6 @@ func (r *receptionist) run() {
 			r.announce()
 		case <-r.tick.C:
 			r.soon = false
-			if len(r.hearsay) >= maxMembers {
-				clear(r.hearsay)
-			}
 			r.tick.Reset(heartbeat)
 			r.expire()
 			r.announce()
@@ -350,8 +350,7 @@ func (r *receptionist) now() (announcement, []string) {
 	defer r.mu.Unlock()
 	services := slices.Collect(maps.Keys(r.own))
 	others := slices.Collect(maps.Keys(r.others))
-	host := r.self.in.host
-	return announcement{host, services, members}, others
+	return announcement{r.self.in.host, r.self.in.config.Heartbeat, services, members}, others
 }
 
 func (r *receptionist) announce() {
@@ -365,10 +364,13 @@ func (r *receptionist) announce() {
 	}
 }
 
-// tell tells another receptionist. What does not arrive will be said again.
+// tell tells another receptionist. What does not arrive will be said again,
+// in vain only if there is more of it than MaxMessage.
 func (r *receptionist) tell(host string, msg receptionistMsg) {
 	ref := ActorRef[receptionistMsg]{Address{r.self.in.config.Name, host, receptionistName, ""}}
-	_ = ref.tell(r.self, msg)
+	if err := ref.tell(r.self, msg); errors.Is(err, ErrUnsendable) {
+		r.self.in.warn("casty: announce", "to", host, "reason", err)
+	}
 }
 
 func (r *receptionist) hear(msg receptionistMsg) {
@@ -452,7 +454,7 @@ func (r *receptionist) note(a announcement) (known, ok bool) {
 		return false, false
 	}
 	known = old != nil && !old.lost
-	r.others[a.From] = &member{heard: time.Now(), services: services}
+	r.others[a.From] = &member{heard: time.Now(), heartbeat: r.self.in.config.slower(a.Heartbeat), services: services}
 	delete(r.hearsay, a.From)
 	if !known || !slices.Equal(services, old.services) {
 		r.change()
@@ -460,12 +462,16 @@ func (r *receptionist) note(a announcement) (known, ok bool) {
 	return known, true
 }
 
-// expire drops those that have not been heard from.
+// expire drops those that have not been heard from, and the strangers when
+// there is no room for more: those that live will be heard of again.
 func (r *receptionist) expire() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if len(r.others)+len(r.hearsay) >= maxMembers {
+		clear(r.hearsay)
+	}
 	for host, m := range r.others {
-		silent := time.Since(m.heard) / r.self.in.config.Heartbeat
+		silent := time.Since(m.heard) / m.heartbeat
 		if silent >= unheard && !m.lost {
 			m.lost, m.services = true, nil
 			r.change()
