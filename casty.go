@@ -609,9 +609,9 @@ func (r *ActorRef[M]) GobDecode(uri []byte) (err error) {
 }
 
 // Tell sends a message and never blocks. Messages from one actor to another
-// arrive at most once, and in order while a connection lasts. One that cannot arrive is a dead letter
-// where that is noticed, here or in the actor's process: tell when an answer
-// is not needed, or use Ask, Watch or a stream.
+// arrive at most once, and in order while a connection lasts. One that cannot
+// arrive is a dead letter where that is noticed, here or in the actor's
+// process: tell when an answer is not needed, or use Ask, Watch or a stream.
 //
 // A message to this process is shared, not copied: do not change it later.
 // One to another process has been encoded when Tell returns; a GobEncode in it

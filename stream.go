@@ -24,6 +24,9 @@ package casty
 //     everything that it has sent, so that a loss shows as a gap.
 //   - The producer stops when its end is acknowledged. The consumer stays
 //     until the producer has stopped, in case its last word was lost.
+//   - The place of a consumer that cannot be reached may be taken by another.
+//     It never gets it back: what it has received since would be mistaken for
+//     the elements that have the same positions now.
 //
 // The code below opens no connection and encodes nothing: it tells actors things.
 
@@ -347,7 +350,7 @@ type producer[E any] struct {
 	lifeline
 
 	consumer ActorRef[StreamConsumerMsg[E]]          // zero: none is attached
-	replaced map[ActorRef[StreamConsumerMsg[E]]]bool // see subscribe
+	replaced map[ActorRef[StreamConsumerMsg[E]]]bool // whose place was taken: one entry for each that vanished
 	buffer   uint64                                  // elements that can be put before they are demanded
 	base     uint64                                  // elements that other consumers have acknowledged: those before position 0
 	demand   uint64                                  // send nothing at or past this position
@@ -531,7 +534,7 @@ func (p *producer[E]) subscribe(m Subscribe[E]) {
 		return
 	default:
 		if p.attached() {
-			p.replaced[p.consumer] = true // it may have received what this one will be sent, under the same positions
+			p.replaced[p.consumer] = true
 		}
 		p.base += p.acked
 		p.consumer, p.demand, p.acked, p.cursor = m.Consumer, 0, 0, 0
