@@ -633,6 +633,47 @@ func TestLastWordIsHeard(t *testing.T) {
 	}
 }
 
+// The next consumer subscribes and cancels in the moment in which the producer
+// learns that the one before it has died.
+func TestFirstWordsAreHeard(t *testing.T) {
+	system := local(t)
+	for range 500 {
+		sink, producer := newSink(t, system, 1)
+		puts := putAll(t, sink, 1)
+		heard := make(chan casty.StreamConsumerMsg[int], 10)
+		listen := func(self *casty.Actor[casty.StreamConsumerMsg[int]]) {
+			for msg := range self.Messages() {
+				heard <- msg
+			}
+		}
+		first := spawn(t, system, "first", listen)
+		producer.Tell(system, casty.Subscribe[int]{Consumer: first, Demand: 1})
+		receive(t, heard)
+		next := spawn(t, system, "next", listen)
+		ended := first.Watch(t.Context(), system)
+		casty.Stop(system, first)
+		receive(t, ended)
+		producer.Tell(system, casty.Subscribe[int]{Consumer: next, Demand: 1})
+		producer.Tell(system, casty.StreamCancel[int]{Consumer: next})
+		for refused := false; !refused; {
+			select {
+			case err := <-puts.err:
+				wantError(t, err, casty.ErrCancelled)
+				refused = true
+			case msg := <-heard:
+				m, failed := msg.(casty.StreamFailed[int])
+				refused = failed && m.Refused // it did not know yet
+			case <-time.After(20 * time.Second):
+				t.Fatal("the cancel has not been heard")
+			}
+		}
+		casty.Stop(system, next)
+		casty.Stop(system, producer)
+		receive(t, next.Watch(t.Context(), system))
+		receive(t, producer.Watch(t.Context(), system))
+	}
+}
+
 func TestEndsDisagreeAboutTheType(t *testing.T) {
 	for _, at := range places(t) {
 		t.Run(at.name, func(t *testing.T) {

@@ -512,7 +512,8 @@ func (p *producer[E]) hears() {
 func (p *producer[E]) subscribe(m Subscribe[E]) {
 	select {
 	case err := <-p.watch:
-		p.lose(err) // before we refuse somebody for its sake
+		p.lose(err, m) // before we refuse somebody for its sake
+		return
 	default:
 	}
 	switch {
@@ -592,12 +593,14 @@ func (p *producer[E]) drop(n int) {
 // lose is about a consumer that is unreachable, or has stopped: then it is no
 // longer ours, and we keep what it did not acknowledge for the next one. Its
 // last words, if they have arrived, are in the mailbox; others have to wait.
-func (p *producer[E]) lose(err error) {
-	var others []StreamProducerMsg[E]
+func (p *producer[E]) lose(err error, others ...StreamProducerMsg[E]) {
 	for range len(p.self.mailbox) {
 		switch msg := (<-p.self.mailbox).(type) {
-		case StreamDemand[E], StreamCancel[E]:
+		case StreamDemand[E]:
 			p.receive(msg)
+		case StreamCancel[E]:
+			p.receive(msg)
+			others = append(others, msg) // it may be one of the next consumer's first
 		default:
 			others = append(others, msg)
 		}
