@@ -1128,8 +1128,8 @@ func TestFlood(t *testing.T) {
 			deaf.Tell(a, double{N: 1})
 		}
 	})
-	puts := putAll(t, sink, 10_000)
-	if got := consume(t, b, producer); !slices.Equal(got, upTo(10_000)) {
+	puts := putAll(t, sink, 2_000)
+	if got := consume(t, b, producer); !slices.Equal(got, upTo(2_000)) {
 		t.Fatal(len(got))
 	}
 	if err := receive(t, puts.err); err != nil {
