@@ -3442,6 +3442,7 @@ func receive[T any](t testing.TB, from <-chan T) (value T) {
 type hello struct {
 	Version      int
 	System, Host string
+	Heartbeat    time.Duration
 	Refused      string
 }
 
@@ -3494,7 +3495,7 @@ type envelope struct {
 func greet(t testing.TB, node *casty.System) *rawPeer {
 	t.Helper()
 	p := &rawPeer{t: t, conn: dialRaw(t, node)}
-	p.conn.Write(helloFrame(t, hello{Version: 1, System: "casty", Host: "a-raw-peer"}))
+	p.conn.Write(helloFrame(t, hello{Version: 1, System: "casty", Host: "a-raw-peer", Heartbeat: time.Minute}))
 	readHello(t, p.conn)
 	return p
 }
