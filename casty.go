@@ -133,11 +133,6 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
-// slower is our heartbeat, or a peer's that is slower.
-func (c Config) slower(peer time.Duration) time.Duration {
-	return max(c.Heartbeat, min(peer, time.Minute))
-}
-
 // check finds what cannot work in what others will have to parse or dial.
 func (c Config) check() error {
 	if err := checkName("system", c.Name); err != nil {

@@ -174,6 +174,11 @@ func (r *remote) heartbeats(n int) time.Duration {
 	return time.Duration(n) * r.system.config.Heartbeat
 }
 
+// slower is our heartbeat, or a peer's that is slower.
+func (c Config) slower(peer time.Duration) time.Duration {
+	return max(c.Heartbeat, min(peer, time.Minute))
+}
+
 func (r *remote) send(to Address, msg any) error {
 	l, err := r.linkTo(to.Host)
 	if err != nil {
