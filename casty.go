@@ -33,30 +33,40 @@
 //	receptionist.go  turn names into refs, everywhere in the cluster
 //	client.go        reach a cluster from outside: dial, never listen
 //
+// One rule runs through all of them: whoever may not have been heard says it
+// again, once per heartbeat, and everything said means the same whenever it
+// arrives, however often. So no message that matters is said only once, and
+// whatever a connection loses does no harm.
+//
 // # Terms
 //
-//   - dead letter: a message that reached no mailbox. It is counted, and
-//     logged once in a while.
-//   - demand: how far a consumer allows its producer to send. It is a
-//     position in the stream, not a difference, so that saying it twice does
-//     no harm.
-//   - window: how many elements a consumer has room for; demand is always
-//     the number of elements consumed plus the window.
+//   - dead letter: a message told with [ActorRef.Tell] that reached no
+//     mailbox. Dead letters are counted. A message of a stream is none,
+//     because the stream says it again. Neither is a message that was being
+//     written when its connection was lost: nobody can tell whether it has
+//     arrived.
+//   - position: a place in a stream, counted from its first element, which is
+//     at 0. A position means the same element for ever, to everybody.
+//   - demand: the position before which a consumer allows its producer to
+//     send. Reactive Streams has a difference instead, "n more"; a position
+//     can be said twice, or late, and do no harm.
+//   - window: how many elements a consumer has room for. Demand is always
+//     the position up to which elements are consumed, plus the window.
 //   - acknowledge: to say "I hold everything before this position". Until
 //     then a producer keeps what it has sent.
 //   - complete: to end a stream from the producer's side, after everything
-//     in it; cancel: to end it from the consumer's, at once.
+//     in it; cancel: to end a stream from the consumer's side, at once.
 //
 // # Goroutines
 //
 // Every goroutine has an owner that stops it, and [System.Close] ends all:
 //
-//	one per actor                runs its Behavior; Stop or Close asks it to end
-//	two per connection           a reader, which dials or greets first, and a
-//	                             writer; the first to fail ends both
-//	one per listener             accepts; Close closes its listener
+//	one per actor         runs its Behavior; Stop or Close asks it to end
+//	two per connection    a reader, which dials or greets first, and a writer;
+//	                      the first to fail ends both
+//	one per listener      accepts; Close closes its listener
 //
-// Besides, contexts and timers call back; none of these calls blocks.
+// Contexts and timers call back besides; none of these calls blocks.
 //
 // # What this is not
 //
@@ -73,8 +83,10 @@ import (
 	"encoding/gob"
 	"errors"
 	"fmt"
+	"io"
 	"iter"
 	"log/slog"
+	"math"
 	"net"
 	"reflect"
 	"runtime/debug"
@@ -87,259 +99,11 @@ import (
 	"unicode/utf8"
 )
 
-// Config says how a system is built. Every zero field has a sensible default.
-type Config struct {
-	// Name of the system. Peers of another name are refused. Default "casty".
-	Name string
-	// Address, host:port, is what peers dial to reach a node. Port 0 picks a
-	// free one. Default "127.0.0.1:0". Only nodes have one.
-	Address string
-	// Listener, if set, accepts a node's connections in place of one that
-	// listens on Address: to bind elsewhere than peers dial. Close closes it.
-	Listener net.Listener
-	// Seeds are addresses of nodes to contact first. They need not be up yet.
-	Seeds []string
-	// TLS, if set, is required of every peer, with certificates on both sides.
-	// Without ClientCAs of its own, RootCAs serve for both directions.
-	TLS *tls.Config
-	// Dial opens a connection to a peer's address, before TLS. Default: TCP.
-	Dial func(ctx context.Context, address string) (net.Conn, error)
-	// Logger takes what the package has to say. Its handler must not tell
-	// actors anything. Default slog.Default().
-	Logger *slog.Logger
-	// Heartbeat is how often peers assure each other that they are there.
-	// A connection with three of the slower peer's missing is given up; a
-	// peer's counts for a minute at most. Default 1s.
-	Heartbeat time.Duration
-	// Mailbox is how many messages wait for an actor before the next one is
-	// a dead letter. Default 512.
-	Mailbox int
-	// MaxMessage bounds a message on the network, in bytes. Default 4 MiB;
-	// at most 2 GiB.
-	MaxMessage int
-}
+// ---- An actor: one goroutine reading one mailbox.
 
-func (c Config) withDefaults() Config {
-	c.Name = cmp.Or(c.Name, "casty")
-	c.Logger = cmp.Or(c.Logger, slog.Default())
-	c.Heartbeat = cmp.Or(max(c.Heartbeat, 0), time.Second)
-	c.Mailbox = cmp.Or(max(c.Mailbox, 0), 512)
-	c.MaxMessage = min(cmp.Or(max(c.MaxMessage, 0), 4<<20), 1<<31-1)
-	if c.Dial == nil {
-		c.Dial = func(ctx context.Context, address string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, "tcp", address)
-		}
-	}
-	return c
-}
-
-// check finds what cannot work in what others will have to parse or dial.
-func (c Config) check() error {
-	if err := checkName("system", c.Name); err != nil {
-		return err
-	}
-	for _, seed := range c.Seeds {
-		if err := checkHost(seed); err != nil || !dialable(seed) {
-			return fmt.Errorf("seed %q is not host:port", seed)
-		}
-	}
-	return nil
-}
-
-// An Address names an actor anywhere: casty://system@host:port/name.
-type Address struct {
-	System string
-	Host   string // host:port, or the random id of a process that nobody can dial
-	Name   string
-	// Incarnation tells an actor from an earlier one of the same name, here
-	// or before a restart. Empty, it stands for whoever has the name now.
-	Incarnation string
-}
-
-// String is the address as people know it, without the incarnation.
-func (a Address) String() string {
-	return "casty://" + a.System + "@" + a.Host + "/" + a.Name
-}
-
-// URI is the whole address, as it crosses the wire: String, and "#" with the
-// incarnation if there is one.
-func (a Address) URI() string { return "casty://" + a.System + "@" + a.Host + "/" + a.path() }
-
-// path is the part of the URI that tells the actors of a process apart.
-func (a Address) path() string {
-	if a.Incarnation == "" {
-		return a.Name
-	}
-	return a.Name + "#" + a.Incarnation
-}
-
-// at is the actor of this process that has a path.
-func (s *System) at(path string) Address {
-	name, incarnation, _ := strings.Cut(path, "#")
-	return Address{s.config.Name, s.host, name, incarnation}
-}
-
-// ParseAddress is the inverse of [Address.URI]. Its errors say which part is wrong.
-func ParseAddress(uri string) (Address, error) {
-	rest, scheme := strings.CutPrefix(uri, "casty://")
-	system, rest, at := strings.Cut(rest, "@")
-	host, path, slash := strings.Cut(rest, "/")
-	name, incarnation, _ := strings.Cut(path, "#")
-	if !scheme || !at || !slash {
-		return Address{}, fmt.Errorf("casty: address %q: not of the form casty://system@host:port/name", uri)
-	}
-	err := cmp.Or(checkName("system", system), checkHost(host), checkName("actor", name))
-	if err != nil {
-		return Address{}, fmt.Errorf("casty: address %q: %w", uri, err)
-	}
-	return Address{system, host, name, incarnation}, nil
-}
-
-// checkName keeps names from being mistaken for another part of an address.
-func checkName(of, name string) error {
-	switch {
-	case name == "":
-		return fmt.Errorf("the name of the %s is empty", of)
-	case len(name) > 255:
-		return fmt.Errorf("the name of the %s is longer than 255 bytes", of)
-	case !utf8.ValidString(name) || strings.ContainsAny(name, "/@#") || strings.ContainsFunc(name, unicode.IsControl):
-		return fmt.Errorf("the name of the %s, %q, has a slash, @, # or control character", of, name)
-	}
-	return nil
-}
-
-// checkHost accepts what a peer can be called: a host:port to dial, or an id.
-func checkHost(host string) error {
-	if !dialable(host) {
-		return checkName("host", host)
-	}
-	name, port, err := net.SplitHostPort(host)
-	if err != nil {
-		return err
-	}
-	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
-		return fmt.Errorf("%q is not a host and a port between 1 and 65535", host)
-	}
-	return checkName("host", name)
-}
-
-// dialable tells a host:port from an id.
-func dialable(host string) bool { return strings.Contains(host, ":") }
-
-// A Host is whatever lives in a system: a [*System] or, from inside a
-// behaviour, an [*Actor]. Sending names the Host it is sent from, so that a
-// ref needs no hidden state and one fresh out of a decoder works.
-type Host interface{ system() *System }
-
-// network carries messages to other processes. remote.go implements it.
-type network interface {
-	// send never blocks. Its error is immediate: what fails later is lost,
-	// and the watches on that peer say so.
-	send(to Address, msg any) error
-	// watch calls fire at most once, when the actor stops or its host is lost.
-	watch(to Address, takes string, fire func(error)) (cancel func())
-	// close sends what is under way, then closes every connection.
-	close() error
-}
-
-// What Tell's dead letters, Watch and Ask report. They come wrapped, with the
-// address; test for them with [errors.Is].
-var (
-	ErrStopped     = errors.New("stopped")        // there is no such actor, or no longer
-	ErrUnreachable = errors.New("unreachable")    // its process does not answer
-	ErrMailboxFull = errors.New("mailbox full")   // it takes its messages too slowly
-	ErrWrongType   = errors.New("wrong type")     // its mailbox is for another type of messages
-	ErrUnsendable  = errors.New("cannot be sent") // too large, or not encodable; it never will be
-	ErrClosed      = errors.New("system closed")  // our own system is closed
-	ErrNotLocal    = errors.New("not local")      // it only works in the actor's own process
-)
-
-// A System is the actors of one process and their way to others.
-type System struct {
-	config      Config
-	host        string // what peers call this process: host:port, or a random id
-	network     network
-	ctx         context.Context // ends when Close begins
-	cancel      context.CancelFunc
-	closing     sync.Once
-	closeErr    error
-	running     sync.WaitGroup // the actors
-	deadLetters atomic.Uint64
-	lastLogged  atomic.Int64 // second of the last warning
-	logged      atomic.Int64 // how many were, in that second
-
-	mu        sync.RWMutex     // guards what follows
-	actors    map[string]*cell // by name
-	directory any              // what receptionist.go knows; its type is no business of this file
-}
-
-// NewSystem makes a system whose actors are in this process only. It uses
-// Config's Name, Logger and Mailbox.
-func NewSystem(cfg Config) *System {
-	return newSystem(cfg.withDefaults(), rand.Text())
-}
-
-func newSystem(cfg Config, host string) *System {
-	ctx, cancel := context.WithCancel(context.Background())
-	return &System{config: cfg, host: host, ctx: ctx, cancel: cancel, actors: map[string]*cell{}}
-}
-
-func (s *System) system() *System { return s }
-
-// Address is what peers call this process: the host:port that they dial, or
-// a random id if nobody can dial it.
-func (s *System) Address() string { return s.host }
-
-// DeadLetters is how many messages from or to this system reached no mailbox.
-func (s *System) DeadLetters() uint64 { return s.deadLetters.Load() }
-
-// Close leaves the cluster, asks every actor to stop and waits until it has,
-// sends what is under way and closes the connections. It leaves no goroutine
-// behind. A behaviour must not call it, as it would wait for itself. Calling
-// it again waits for the first call and returns the same error.
-func (s *System) Close() error {
-	s.closing.Do(func() {
-		s.mu.Lock() // so that no actor is being added
-		s.cancel()
-		s.mu.Unlock()
-		s.running.Wait()
-		if s.network != nil {
-			s.closeErr = s.network.close()
-		}
-	})
-	return s.closeErr
-}
-
-// deadLetter counts a message that reached nobody, and logs it once in a while.
-func (s *System) deadLetter(to Address, msg any, reason error) {
-	total := s.deadLetters.Add(1)
-	if s.ctx.Err() != nil {
-		return // we are leaving, and what still comes for us is nobody's concern
-	}
-	s.warn("casty: dead letter", "to", to.String(), "message", fmt.Sprintf("%T", msg), "reason", reason, "total", total)
-}
-
-// warn logs the first ten warnings of any second: a flood must not become a
-// flood of log lines.
-func (s *System) warn(what string, details ...any) {
-	if now := time.Now().Unix(); s.lastLogged.Swap(now) != now {
-		s.logged.Store(0)
-	}
-	if s.logged.Add(1) <= 10 {
-		s.config.Logger.Warn(what, details...)
-	}
-}
-
-// A cell is the part of an actor that does not depend on its type.
-type cell struct {
-	address  Address
-	takes    string // the type of its messages
-	deliver  func(msg any) error
-	ctx      context.Context // ends when the actor is asked to stop
-	stop     context.CancelFunc
-	mistaken chan error                // someone watches it for messages of another type: a mailbox gets to see none of those
-	watchers map[*func(error)]struct{} // each is called at most once; guarded by System.mu
-}
+// A Behavior is an actor's code. It runs in the actor's own goroutine, and
+// the actor stops when it returns. It should return soon after Done is closed.
+type Behavior[M any] func(self *Actor[M])
 
 // An Actor is what a [Behavior] sees of itself. It is not for use elsewhere.
 type Actor[M any] struct {
@@ -351,11 +115,19 @@ type Actor[M any] struct {
 	mailbox chan M
 }
 
-// A Behavior is an actor's code. It runs in the actor's own goroutine, and
-// the actor stops when it returns. It should return soon after Done is closed.
-type Behavior[M any] func(self *Actor[M])
+// A cell is the part of an actor that does not depend on its type.
+type cell struct {
+	address Address
+	takes   string              // the type of its messages
+	accept  func(msg any) error // puts a message into the mailbox
+	ctx     context.Context     // ends when the actor is asked to stop
+	stop    context.CancelFunc
+	watches map[*watch]bool // guarded by System.mu
+}
 
 func (self *Actor[M]) system() *System { return self.in }
+
+func (self *Actor[M]) where() Address { return self.address }
 
 // Ref is the address to give to others.
 func (self *Actor[M]) Ref() ActorRef[M] { return ActorRef[M]{self.address} }
@@ -386,19 +158,33 @@ func (self *Actor[M]) Messages() iter.Seq[M] {
 	}
 }
 
-// Spawn starts an actor in the host's system, whose lifetime does not depend
-// on the host's. If M is not an interface, its messages can come over the
-// network at once; for an interface, say gob.Register for each of its types,
-// as with net/rpc. The error is about the name: it is in use, empty, longer
-// than 255 bytes, reserved, or has a slash, @, # or a control character; or
-// about a type that gob does not accept; or ErrClosed.
-func Spawn[M any](in Host, name string, b Behavior[M]) (ActorRef[M], error) {
-	err := checkName("actor", name)
+// A Place is where something is spawned, or sent from: a [*System] or, from
+// inside a behaviour, an [*Actor]. Whoever sends names the Place, so that a ref
+// needs no hidden state, and one fresh out of a decoder works.
+type Place interface {
+	system() *System
+	where() Address
+}
+
+// Spawn starts an actor in the system of a place, and returns at once. The
+// actor does not depend on the place: it lives until its behaviour returns,
+// after [Stop] or [System.Close] at the latest. A behaviour that panics stops
+// its own actor only.
+//
+// A name is 1 to 255 bytes without a slash, @, # or control character, in use
+// by no other actor of the system. "receptionist" is reserved. What the name
+// violates is the error, or that the system is closed (ErrClosed), or that gob
+// cannot carry M: a channel, a function, or a struct with no exported field.
+//
+// If M is not an interface, its messages can come over the network at once; for
+// an interface, say gob.Register for each of its types, as with net/rpc.
+func Spawn[M any](in Place, name string, b Behavior[M]) (ref ActorRef[M], err error) {
+	defer doing(&err, "spawn %q", name)
 	if name == receptionistName {
-		err = errors.New("the name is reserved")
+		return ref, errors.New("the name is reserved")
 	}
-	if err != nil {
-		return ActorRef[M]{}, fmt.Errorf("casty: spawn %q: %w", name, err)
+	if err := cmp.Or(checkName("actor", name), sendable[M]()); err != nil {
+		return ref, err
 	}
 	return spawn(in.system(), name, b)
 }
@@ -409,25 +195,28 @@ const receptionistName = "receptionist"
 func spawn[M any](s *System, name string, b Behavior[M]) (ActorRef[M], error) {
 	self, err := newActor[M](s, name, s.config.Mailbox)
 	if err != nil {
-		return ActorRef[M]{}, fmt.Errorf("casty: spawn %q: %w", name, err)
+		return ActorRef[M]{}, err
 	}
-	go func() {
-		defer s.running.Done()
-		reason := ErrStopped
-		defer func() {
-			if panicked := recover(); panicked != nil {
-				reason = fmt.Errorf("%w: it panicked: %v", ErrStopped, panicked)
-				s.config.Logger.Error("casty: an actor panicked", "actor", self.address.String(),
-					"panic", panicked, "stack", string(debug.Stack()))
-			}
-			s.remove(self.cell, reason)
-			for len(self.mailbox) > 0 {
-				s.deadLetter(self.address, <-self.mailbox, reason)
-			}
-		}()
-		b(self)
-	}()
+	go live(self, b)
 	return self.Ref(), nil
+}
+
+// live is the whole life of an actor.
+func live[M any](self *Actor[M], b Behavior[M]) {
+	s, reason := self.in, ErrStopped
+	defer s.running.Done()
+	defer func() {
+		if panicked := recover(); panicked != nil {
+			reason = fmt.Errorf("%w: it panicked: %v", ErrStopped, panicked)
+			s.config.Logger.Error("casty: an actor panicked", "actor", self.address,
+				"panic", panicked, "stack", string(debug.Stack()))
+		}
+		s.remove(self.cell, reason)
+		for len(self.mailbox) > 0 {
+			s.deadLetter(self.address, <-self.mailbox, reason)
+		}
+	}()
+	b(self)
 }
 
 // newActor makes an actor that others can reach, and counts it as running.
@@ -437,15 +226,14 @@ func newActor[M any](s *System, name string, mailbox int) (*Actor[M], error) {
 		return nil, err
 	}
 	self := &Actor[M]{in: s, mailbox: make(chan M, mailbox), cell: &cell{
-		address:  Address{s.config.Name, s.host, name, rand.Text()[:10]},
-		takes:    typeName[M](),
-		mistaken: make(chan error, 1),
-		watchers: map[*func(error)]struct{}{},
+		address: Address{s.config.Name, s.host, name, rand.Text()[:10]},
+		takes:   typeName[M](),
+		watches: map[*watch]bool{},
 	}}
-	self.deliver = func(msg any) error {
+	self.accept = func(msg any) error {
 		m, ok := msg.(M)
 		if !ok {
-			return fmt.Errorf("%w: it takes %s, not %T", ErrWrongType, self.takes, msg)
+			return mismatch(self.takes, fmt.Sprintf("%T", msg))
 		}
 		select {
 		case self.mailbox <- m:
@@ -468,112 +256,30 @@ func newActor[M any](s *System, name string, mailbox int) (*Actor[M], error) {
 	return self, nil
 }
 
-// find returns the actor at an address of this process. The caller holds s.mu.
-func (s *System) find(at Address) (*cell, error) {
-	c := s.actors[at.Name]
-	if c == nil || at.Incarnation != "" && at.Incarnation != c.address.Incarnation {
-		return nil, fmt.Errorf("%w: no such actor", ErrStopped)
-	}
-	return c, nil
-}
+// sendable is what keeps gob from carrying messages of type M. No messages at
+// all are enough to find out.
+func sendable[M any]() error { return gob.NewEncoder(io.Discard).Encode([]M{}) }
 
-// remove takes an actor's name back and tells its watchers why.
-func (s *System) remove(c *cell, reason error) {
-	c.stop()
-	s.mu.Lock()
-	delete(s.actors, c.address.Name)
-	watchers := c.watchers
-	c.watchers = nil
-	s.mu.Unlock()
-	for fire := range watchers {
-		(*fire)(reason)
-	}
-}
-
-// local says whether an address is one of this process.
-func (s *System) local(a Address) bool { return a.Host == s.host && a.System == s.config.Name }
-
-// send is Tell before its error becomes a dead letter.
-func (s *System) send(to Address, msg any) error {
-	switch {
-	case s.local(to):
-		return s.deliver(to, msg)
-	case s.network == nil || to.System != s.config.Name:
-		return fmt.Errorf("%w: not in this process, nor in a cluster with it", ErrUnreachable)
-	}
-	return s.network.send(to, msg)
-}
-
-// deliver puts a message into a mailbox here. The lock is shared, and held so
-// that no message slips into the mailbox of an actor that has just stopped.
-func (s *System) deliver(to Address, msg any) error {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	c, err := s.find(to)
-	if err != nil {
-		return err
-	}
-	return c.deliver(msg)
-}
-
-// takes says which messages the actor at an address of this process is for.
-func (s *System) takes(at Address) string {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	c, err := s.find(at)
-	if err != nil {
-		return err.Error()
-	}
-	return "it takes " + c.takes
-}
-
-// watch is Watch with a callback, which must not block.
-func (s *System) watch(target Address, takes string, fire func(error)) (cancel func()) {
-	switch {
-	case s.local(target):
-		return s.watchHere(target, takes, fire)
-	case s.network == nil || target.System != s.config.Name:
-		fire(fmt.Errorf("%w: not in this process, nor in a cluster with it", ErrUnreachable))
-		return func() {}
-	}
-	return s.network.watch(target, takes, fire)
-}
-
-// watchUntil is watch, cancelled when ctx ends.
-func (s *System) watchUntil(ctx context.Context, target Address, takes string, fire func(error)) {
-	ctx, done := context.WithCancel(ctx)
-	cancel := s.watch(target, takes, func(err error) {
-		if ctx.Err() == nil {
-			fire(err)
-			done()
+// learn tells gob the names of message types, and turns its panic about two
+// types of one name into an error.
+func learn(values ...any) (err error) {
+	defer func() {
+		if conflict := recover(); conflict != nil {
+			err = fmt.Errorf("%v", conflict)
 		}
-	})
-	context.AfterFunc(ctx, cancel)
-}
-
-func (s *System) watchHere(target Address, takes string, fire func(error)) (cancel func()) {
-	s.mu.Lock()
-	c, err := s.find(target)
-	if err == nil && takes != c.takes {
-		err = fmt.Errorf("%w: %v takes %s, not %s", ErrWrongType, target, c.takes, takes)
-		select {
-		case c.mistaken <- err:
-		default: // it has been told of another
+	}()
+	for _, value := range values {
+		if value != nil { // the zero value of an interface type
+			gob.Register(value)
 		}
 	}
-	if err != nil {
-		s.mu.Unlock()
-		fire(err)
-		return func() {}
-	}
-	c.watchers[&fire] = struct{}{}
-	s.mu.Unlock()
-	return func() {
-		s.mu.Lock()
-		delete(c.watchers, &fire)
-		s.mu.Unlock()
-	}
+	return nil
 }
+
+// typeName is how actors that take messages of type M say so.
+func typeName[M any]() string { return reflect.TypeFor[M]().String() }
+
+// ---- Its address, and what others can do with it.
 
 // An ActorRef is the address of an actor that takes messages of type M. It is
 // pure data: comparable, and sent inside messages as its URI. The zero value
@@ -611,76 +317,106 @@ func (r *ActorRef[M]) GobDecode(uri []byte) (err error) {
 // A message to this process is shared, not copied: do not change it later.
 // One to another process has been encoded when Tell returns; a GobEncode in it
 // must not tell actors anything.
-func (r ActorRef[M]) Tell(from Host, msg M) {
+func (r ActorRef[M]) Tell(from Place, msg M) {
 	if err := r.tell(from, msg); err != nil {
 		from.system().deadLetter(r.address, msg, err)
 	}
 }
 
-func (r ActorRef[M]) tell(from Host, msg M) error { return from.system().send(r.address, msg) }
+func (r ActorRef[M]) tell(from Place, msg M) error {
+	return from.system().send(from.where(), r.address, msg)
+}
 
 // Watch returns a channel that gets one error when the actor has stopped
-// (ErrStopped), its process does not answer (ErrUnreachable) or its mailbox
-// is for messages of another type (ErrWrongType); it gets nothing once ctx
-// has ended. To watch an actor that had been unreachable, call Watch again.
-func (r ActorRef[M]) Watch(ctx context.Context, from Host) <-chan error {
+// (ErrStopped), its process does not answer (ErrUnreachable) or cannot decode
+// a message that ours has sent to the actor (ErrUnsendable), or its mailbox is
+// for messages of another type (ErrWrongType). The channel gets nothing once
+// ctx has ended. Within a process the news comes at once; that an actor of
+// another process has stopped is known within a heartbeat, but not why. To go
+// on watching one that had been unreachable, call Watch again.
+func (r ActorRef[M]) Watch(ctx context.Context, from Place) <-chan error {
 	ended := make(chan error, 1)
-	from.system().watchUntil(ctx, r.address, typeName[M](), func(err error) { ended <- err })
+	from.system().watch(ctx, r.address, typeName[M](), func(err error) { ended <- err })
 	return ended
 }
 
 // Stop asks an actor of this system to stop, and does not wait for it: Watch
 // tells when it has. A ref of another system is logged and ignored.
-func Stop[M any](in Host, ref ActorRef[M]) {
+func Stop[M any](in Place, ref ActorRef[M]) {
 	s := in.system()
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	if !s.local(ref.address) {
-		s.config.Logger.Warn("casty: stop", "actor", ref.String(), "reason", ErrNotLocal)
+		s.config.Logger.Warn("casty: stop", "actor", ref.address, "reason", ErrNotLocal)
 	} else if c, err := s.find(ref.address); err == nil {
 		c.stop()
 	}
 }
 
 // Ask sends the message that ask makes, and waits for the reply that is told
-// to the ref in it. It returns early if ctx ends or the actor stops or becomes
-// unreachable.
-func Ask[M, R any](ctx context.Context, from Host, to ActorRef[M], ask func(replyTo ActorRef[R]) M) (R, error) {
-	reply, err := askFor(ctx, from, to, ask)
-	if err != nil {
-		err = fmt.Errorf("casty: ask %v: %w", to, err)
+// to the ref in it. It returns early if ctx ends, or the actor stops, becomes
+// unreachable or is of another type, with the errors of Watch. If ctx has ended
+// before, Ask asks nothing.
+func Ask[M, R any](ctx context.Context, from Place, to ActorRef[M], ask func(replyTo ActorRef[R]) M) (reply R, err error) {
+	defer doing(&err, "ask %v", to)
+	if ctx.Err() != nil {
+		return reply, context.Cause(ctx)
 	}
-	return reply, err
-}
-
-func askFor[M, R any](ctx context.Context, from Host, to ActorRef[M], ask func(replyTo ActorRef[R]) M) (none R, _ error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	s := from.system()
 	self, err := newActor[R](s, "ask-"+rand.Text(), 1)
 	if err != nil {
-		return none, err
+		return reply, err
 	}
 	defer s.running.Done()
 	defer s.remove(self.cell, ErrStopped)
 	ended := to.Watch(ctx, from)
 	if err := to.tell(from, ask(self.Ref())); err != nil {
-		return none, err
+		return reply, err
 	}
 	select {
-	case reply := <-self.mailbox:
-		return reply, nil
-	case err := <-ended:
-		select {
-		case reply := <-self.mailbox: // it had answered before it stopped
-			return reply, nil
-		default:
-			return none, err
+	case reply = <-self.mailbox:
+	case err = <-ended:
+		if len(self.mailbox) > 0 { // the actor had answered before it stopped
+			return <-self.mailbox, nil
 		}
 	case <-ctx.Done():
-		return none, context.Cause(ctx)
+		err = context.Cause(ctx)
 	case <-s.ctx.Done():
-		return none, ErrClosed
+		err = ErrClosed
+	}
+	return reply, err
+}
+
+// What Watch, Ask and the ends of a stream report, and the log of dead
+// letters. The errors come wrapped, with the address; test for them with
+// [errors.Is].
+var (
+	// ErrStopped: there is no such actor, or no longer. Look its successor up.
+	ErrStopped = errors.New("stopped")
+	// ErrUnreachable: the actor's process does not answer. It may come back.
+	ErrUnreachable = errors.New("unreachable")
+	// ErrMailboxFull: the actor, or the connection to its process, takes its
+	// messages more slowly than they come.
+	ErrMailboxFull = errors.New("mailbox full")
+	// ErrWrongType: the actor's mailbox is for another type of messages.
+	ErrWrongType = errors.New("wrong type")
+	// ErrUnsendable: a message is too large for MaxMessage, or cannot be
+	// encoded or decoded. To send it again is no use.
+	ErrUnsendable = errors.New("cannot be sent")
+	// ErrClosed: the system that was to do something is closed.
+	ErrClosed = errors.New("system closed")
+	// ErrNotLocal: what was asked for only works in the actor's own process.
+	ErrNotLocal = errors.New("not local")
+
+	errElsewhere = fmt.Errorf("%w: not in this process, nor in a cluster with it", ErrUnreachable)
+)
+
+// doing adds to an error what was being done, and to what.
+func doing(err *error, format string, what ...any) {
+	if *err != nil {
+		*err = fmt.Errorf("casty: "+format+": %w", append(what, *err)...)
 	}
 }
 
@@ -690,20 +426,432 @@ func brief(err error) string {
 	return text[:min(len(text), 1024)]
 }
 
-func typeName[M any]() string { return reflect.TypeFor[M]().String() }
+// ---- The actors of a process, and how messages find them.
 
-// learn tells gob the names of message types, and turns its panic about two
-// types of one name into an error. What cannot cross the wire is harmless.
-func learn(values ...any) (err error) {
-	defer func() {
-		if conflict := recover(); conflict != nil {
-			err = fmt.Errorf("%v", conflict)
+// A System is the actors of one process and their way to others.
+type System struct {
+	config      Config
+	host        string // what peers call this process: host:port, or a random id
+	network     network
+	ctx         context.Context // ends when Close begins
+	cancel      context.CancelFunc
+	close       func() error   // Close, once
+	running     sync.WaitGroup // the actors
+	deadLetters atomic.Uint64
+	warnings    limiter
+
+	mu        sync.RWMutex     // guards what follows
+	actors    map[string]*cell // by name
+	directory any              // what receptionist.go knows; its type is no business of this file
+}
+
+// NewSystem makes a system whose actors are in this process only. It uses
+// Config's Name, Logger, Heartbeat and Mailbox; numbers that are not positive
+// count as the defaults.
+func NewSystem(cfg Config) *System {
+	cfg.Heartbeat, cfg.Mailbox = max(cfg.Heartbeat, 0), max(cfg.Mailbox, 0)
+	return newSystem(cfg.withDefaults(), rand.Text())
+}
+
+func newSystem(cfg Config, host string) *System {
+	s := &System{config: cfg, host: host, actors: map[string]*cell{}}
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	s.close = sync.OnceValue(s.end)
+	return s
+}
+
+func (s *System) system() *System { return s }
+
+func (s *System) where() Address { return Address{System: s.config.Name, Host: s.host} }
+
+// Address is what peers call this process: the host:port that they dial, or
+// a random id if nobody can dial it.
+func (s *System) Address() string { return s.host }
+
+// Close leaves the cluster, asks every actor to stop and waits until it has,
+// sends what is under way and closes the connections. It waits three heartbeats
+// at most for peers that do not read, and leaves no goroutine behind. A
+// behaviour must not call it, as it would wait for itself. Calling it again
+// waits for the first call and returns the same error.
+func (s *System) Close() error { return s.close() }
+
+func (s *System) end() error {
+	s.mu.Lock() // so that no actor is being added
+	s.cancel()
+	s.mu.Unlock()
+	s.running.Wait()
+	if s.network != nil {
+		return s.network.close()
+	}
+	return nil
+}
+
+// find returns the actor at an address of this process. The caller holds s.mu.
+func (s *System) find(at Address) (*cell, error) {
+	c := s.actors[at.Name]
+	if c == nil || at.Incarnation != "" && at.Incarnation != c.address.Incarnation {
+		return nil, mismatch("", "")
+	}
+	return c, nil
+}
+
+// takes returns the type of messages that the actor at an address of this
+// process is for. It is empty if there is no such actor.
+func (s *System) takes(at Address) string {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if c, err := s.find(at); err == nil {
+		return c.takes
+	}
+	return ""
+}
+
+// mismatch says what is wrong with an actor that does not take what was wanted,
+// or anything at all: takes is empty then.
+func mismatch(takes, wanted string) error {
+	if takes == "" {
+		return fmt.Errorf("%w: no such actor", ErrStopped)
+	}
+	return fmt.Errorf("%w: it takes %s, not %s", ErrWrongType, takes, wanted)
+}
+
+// remove takes an actor's name back and tells those who watch it why.
+func (s *System) remove(c *cell, reason error) {
+	c.stop()
+	s.mu.Lock()
+	delete(s.actors, c.address.Name)
+	watches := c.watches
+	c.watches = nil
+	s.mu.Unlock()
+	for w := range watches {
+		w.fire(reason)
+	}
+}
+
+// local says whether an address is one of this process.
+func (s *System) local(a Address) bool { return a.Host == s.host && a.System == s.config.Name }
+
+// A network carries messages to other processes. remote.go implements it.
+type network interface {
+	// send never blocks. What fails after it has returned is lost.
+	send(to Address, msg any) error
+	// watch keeps a watch until it fires or is forgotten.
+	watch(w *watch) error
+	forget(w *watch)
+	// close sends what is under way, then closes every connection.
+	close() error
+}
+
+// send does what Tell does, but for counting a dead letter.
+func (s *System) send(from, to Address, msg any) error {
+	s.trace("casty: told", from, to, msg)
+	switch {
+	case s.local(to):
+		return s.deliver(from, to, msg)
+	case s.network == nil || to.System != s.config.Name:
+		return errElsewhere
+	}
+	return s.network.send(to, msg)
+}
+
+// deliver puts a message into a mailbox of this process.
+func (s *System) deliver(from, to Address, msg any) error {
+	err := s.post(to, msg)
+	if err == nil {
+		s.trace("casty: delivered", from, to, msg)
+	}
+	return err
+}
+
+// post holds the lock, which senders share, to keep remove out: a message is in
+// the mailbox before the actor is removed, or finds no actor.
+func (s *System) post(to Address, msg any) error {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	c, err := s.find(to)
+	if err != nil {
+		return err
+	}
+	return c.accept(msg)
+}
+
+// A watch counts on an actor to be there, and to take messages of a type.
+type watch struct {
+	target Address
+	takes  string
+	fire   func(error) // is called at most once, outside of all locks, and must not block
+}
+
+// watch calls fire when it turns out that the target is gone, cannot be
+// reached, or takes other messages; or not at all, once ctx has ended.
+func (s *System) watch(ctx context.Context, target Address, takes string, fire func(error)) {
+	if ctx.Err() != nil {
+		return
+	}
+	ctx, done := context.WithCancel(ctx)
+	w := &watch{target, takes, func(err error) {
+		if ctx.Err() == nil {
+			fire(err)
+			done()
 		}
-	}()
-	for _, value := range values {
-		if value != nil { // the zero value of an interface type
-			gob.Register(value)
+	}}
+	var err error
+	switch {
+	case s.local(target):
+		err = s.watchHere(w)
+		context.AfterFunc(ctx, func() { s.forget(w) })
+	case s.network == nil || target.System != s.config.Name:
+		err = errElsewhere
+	default:
+		err = s.network.watch(w)
+		context.AfterFunc(ctx, func() { s.network.forget(w) })
+	}
+	if err != nil {
+		w.fire(err)
+	}
+}
+
+func (s *System) watchHere(w *watch) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c, err := s.find(w.target)
+	switch {
+	case err != nil:
+		return err
+	case w.takes != c.takes:
+		return mismatch(c.takes, w.takes)
+	}
+	c.watches[w] = true
+	return nil
+}
+
+func (s *System) forget(w *watch) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if c, err := s.find(w.target); err == nil {
+		delete(c.watches, w)
+	}
+}
+
+// A roomAhead is an ErrMailboxFull that is known to pass: room is closed when
+// it is worth sending again.
+type roomAhead struct {
+	error
+	room <-chan struct{}
+}
+
+func (r roomAhead) Unwrap() error { return r.error }
+
+// ---- What reached nobody, and what is logged.
+
+// DeadLetters is how many messages from or to this system reached no mailbox.
+func (s *System) DeadLetters() uint64 { return s.deadLetters.Load() }
+
+// deadLetter counts a message that reached nobody, unless it is said again.
+func (s *System) deadLetter(to Address, msg any, reason error) {
+	if _, again := msg.(repeated); !again {
+		s.deadLetters.Add(1)
+		s.warn("dead letter: "+kind(reason), "casty: dead letter", "to", to, "message", fmt.Sprintf("%T", msg), "reason", reason)
+	}
+}
+
+// A repeated message is said again until it is heard, or until its sender gives
+// up and says so. To lose one is nothing to report: it is no dead letter.
+type repeated interface{ repeated() }
+
+// kind is the error in a reason that others have in common with it.
+func kind(reason error) string {
+	for _, known := range []error{ErrStopped, ErrUnreachable, ErrMailboxFull, ErrWrongType, ErrUnsendable} {
+		if errors.Is(reason, known) {
+			return known.Error()
 		}
+	}
+	return ""
+}
+
+// warn logs some of the warnings of a kind, and the number of those so far.
+// While the system closes, what still comes for it is nobody's concern.
+func (s *System) warn(kind, what string, details ...any) {
+	if total, logged := s.warnings.count(kind); logged && s.ctx.Err() == nil {
+		s.config.Logger.Warn(what, append(details, "total", total)...)
+	}
+}
+
+// A limiter picks the 1st, 2nd, 4th, 8th and so on of the warnings of each
+// kind, so that a flood of messages is not a flood of log lines.
+type limiter struct {
+	mu     sync.Mutex
+	counts map[string]uint64
+}
+
+// maxKinds bounds what a limiter remembers: beyond, it begins again.
+const maxKinds = 1000
+
+func (l *limiter) count(kind string) (total uint64, picked bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.counts == nil || len(l.counts) >= maxKinds {
+		l.counts = map[string]uint64{}
+	}
+	l.counts[kind]++
+	total = l.counts[kind]
+	return total, total&(total-1) == 0
+}
+
+// trace shows a message that has been told, or has reached a mailbox, to those
+// who log at debug level.
+func (s *System) trace(what string, from, to Address, msg any) {
+	if s.config.Logger.Enabled(s.ctx, slog.LevelDebug) {
+		s.config.Logger.Debug(what, "from", from, "to", to, "message", msg)
+	}
+}
+
+// ---- Addresses.
+
+// An Address names an actor anywhere: casty://system@host:port/name.
+type Address struct {
+	System string
+	Host   string // host:port, or the random id of a process that nobody can dial
+	Name   string // empty: not an actor, but the process itself
+	// Incarnation tells an actor from an earlier one of the same name, here
+	// or before a restart. Empty, it stands for whoever has the name now.
+	Incarnation string
+}
+
+// String is the address as people know it, without the incarnation.
+func (a Address) String() string {
+	return "casty://" + a.System + "@" + a.Host + "/" + a.Name
+}
+
+// URI is the whole address, as it crosses the wire: String, and "#" with the
+// incarnation if there is one.
+func (a Address) URI() string { return "casty://" + a.System + "@" + a.Host + "/" + a.path() }
+
+// path is the part of the URI that tells the actors of a process apart.
+func (a Address) path() string {
+	if a.Incarnation == "" {
+		return a.Name
+	}
+	return a.Name + "#" + a.Incarnation
+}
+
+// ParseAddress is the inverse of [Address.URI]. Its errors say which part is wrong.
+func ParseAddress(uri string) (a Address, err error) {
+	defer doing(&err, "address %q", uri)
+	rest, scheme := strings.CutPrefix(uri, "casty://")
+	system, rest, at := strings.Cut(rest, "@")
+	host, path, slash := strings.Cut(rest, "/")
+	name, incarnation, _ := strings.Cut(path, "#")
+	if !scheme || !at || !slash {
+		return a, errors.New("not of the form casty://system@host:port/name")
+	}
+	err = cmp.Or(checkName("system", system), checkHost(host), checkName("actor", name))
+	return Address{system, host, name, incarnation}, err
+}
+
+// checkName keeps names from being mistaken for another part of an address.
+func checkName(of, name string) error {
+	switch {
+	case name == "":
+		return fmt.Errorf("the name of the %s is empty", of)
+	case len(name) > 255:
+		return fmt.Errorf("the name of the %s is longer than 255 bytes", of)
+	case !utf8.ValidString(name) || strings.ContainsAny(name, "/@#") || strings.ContainsFunc(name, unicode.IsControl):
+		return fmt.Errorf("the name of the %s, %q, has a slash, @, # or control character", of, name)
+	}
+	return nil
+}
+
+// checkHost accepts what a peer can be called: a host:port to dial, or an id.
+func checkHost(host string) error {
+	if !dialable(host) {
+		return checkName("host", host)
+	}
+	name, port, err := net.SplitHostPort(host)
+	if err != nil {
+		return err
+	}
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+		return fmt.Errorf("%q is not a host and a port between 1 and 65535", host)
+	}
+	return checkName("host", name)
+}
+
+// dialable tells a host:port from an id.
+func dialable(host string) bool { return strings.Contains(host, ":") }
+
+// ---- Settings.
+
+// Config says how a system is built. Every zero field has a sensible default.
+type Config struct {
+	// Name of the system. Peers of another name are refused. Default "casty".
+	Name string
+	// Address, host:port, is what peers dial to reach a node. Port 0 picks a
+	// free one. Default "127.0.0.1:0". Only nodes have one.
+	Address string
+	// Listener, if set, accepts a node's connections in place of one that
+	// listens on Address: to bind elsewhere than peers dial. Close closes it.
+	Listener net.Listener
+	// Seeds are addresses of nodes to contact first. They need not be up yet.
+	Seeds []string
+	// TLS, if set, is required of every peer, with certificates on both sides.
+	// Without ClientCAs of its own, RootCAs serve for both directions. A
+	// node's certificate must be valid for the host in its Address.
+	TLS *tls.Config
+	// Dial opens a connection to a peer's address, before TLS. Default: TCP.
+	Dial func(ctx context.Context, address string) (net.Conn, error)
+	// Logger takes what the package has to say. At debug level that includes
+	// every message, when it is told ("casty: told") and when it reaches a
+	// mailbox ("casty: delivered"), with the attributes from and to, each an
+	// [Address], and message, the value itself. The Logger's handler must not
+	// tell actors anything. Default slog.Default().
+	Logger *slog.Logger
+	// Heartbeat is how often peers assure each other that they are there. A
+	// connection on which three are missing is given up. Peers with another
+	// heartbeat are refused. Default 1s.
+	Heartbeat time.Duration
+	// Mailbox is how many messages wait for an actor before the next one is
+	// a dead letter. Default 512.
+	Mailbox int
+	// MaxMessage bounds a message on the network, in bytes; at most 2 GiB - 1.
+	// Peers with another limit are refused. Default 1 MiB: gob recurses on the
+	// stack while it decodes, half a kilobyte for each byte of a message in the
+	// worst case, and a process does not survive a stack of 1 GB. A larger
+	// limit is for clusters in which no peer means harm.
+	MaxMessage int
+}
+
+func (c Config) withDefaults() Config {
+	c.Name = cmp.Or(c.Name, "casty")
+	c.Logger = cmp.Or(c.Logger, slog.Default())
+	c.Heartbeat = cmp.Or(c.Heartbeat, time.Second)
+	c.Mailbox = cmp.Or(c.Mailbox, 512)
+	c.MaxMessage = cmp.Or(c.MaxMessage, 1<<20)
+	if c.Dial == nil {
+		c.Dial = func(ctx context.Context, address string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "tcp", address)
+		}
+	}
+	return c
+}
+
+// check names the first setting that cannot work.
+func (c Config) check() error {
+	if err := checkName("system", c.Name); err != nil {
+		return err
+	}
+	for _, seed := range c.Seeds {
+		if err := checkHost(seed); err != nil || !dialable(seed) {
+			return fmt.Errorf("seed %q is not host:port", seed)
+		}
+	}
+	switch {
+	case c.Heartbeat < 0:
+		return fmt.Errorf("Heartbeat is %v: it must be positive", c.Heartbeat)
+	case c.Mailbox < 0:
+		return fmt.Errorf("Mailbox is %d: it must be positive", c.Mailbox)
+	case c.MaxMessage < 0 || c.MaxMessage > math.MaxInt32:
+		return fmt.Errorf("MaxMessage is %d: it must be from 1 to %d", c.MaxMessage, math.MaxInt32)
 	}
 	return nil
 }

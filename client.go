@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 )
@@ -20,16 +21,9 @@ import (
 // it; the error says what became of each seed. ctx bounds the connecting
 // only: the system lasts until Close, and stays in touch with every node, so
 // that losing the one that answered first does not matter.
-func Connect(ctx context.Context, cfg Config) (*System, error) {
+func Connect(ctx context.Context, cfg Config) (_ *System, err error) {
 	cfg = cfg.withDefaults()
-	client, err := connect(ctx, cfg)
-	if err != nil {
-		return nil, fmt.Errorf("casty: connect to %q: %w", cfg.Name, err)
-	}
-	return client, nil
-}
-
-func connect(ctx context.Context, cfg Config) (*System, error) {
+	defer doing(&err, "connect to %q", cfg.Name)
 	if err := cfg.check(); err != nil {
 		return nil, err
 	}
@@ -52,27 +46,15 @@ func connect(ctx context.Context, cfg Config) (*System, error) {
 	return client, nil
 }
 
-// contact waits until a node has announced itself to the client's
-// receptionist. It watches the seeds' only to learn why none has.
+// contact waits until a node has announced itself to the client's receptionist.
 func contact(ctx context.Context, client *System) error {
-	type failure struct {
-		seed int
-		err  error
-	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	seeds := client.config.Seeds
-	failures := make(chan failure, len(seeds)) // one for each watch
-	watch := func(seed int) {
-		receptionist := Address{client.config.Name, seeds[seed], receptionistName, ""}
-		client.watchUntil(ctx, receptionist, typeName[receptionistMsg](), func(err error) {
-			failures <- failure{seed, err}
-		})
-	}
-	reasons := make([]error, len(seeds))
-	for seed := range seeds {
+	failures := make(chan failure, len(client.config.Seeds)) // one for each watch
+	reasons := map[string]error{}
+	for _, seed := range client.config.Seeds {
 		reasons[seed] = errors.New("no answer")
-		watch(seed)
+		watchSeed(ctx, client, seed, failures)
 	}
 	for {
 		members, changed := membersOf(client)
@@ -83,23 +65,40 @@ func contact(ctx context.Context, client *System) error {
 		case <-changed:
 		case f := <-failures:
 			reasons[f.seed] = f.err
-			if !slices.ContainsFunc(reasons, func(err error) bool { return !errors.Is(err, errRefused) }) {
-				return describe(errRefused, seeds, reasons)
+			if allRefused(reasons) {
+				return describe(errors.New("no seed wants us"), reasons)
 			}
-			time.AfterFunc(client.config.Heartbeat/8, func() {
-				if ctx.Err() == nil {
-					watch(f.seed)
-				}
-			})
+			time.AfterFunc(client.config.Heartbeat/8, func() { watchSeed(ctx, client, f.seed, failures) })
 		case <-ctx.Done():
-			return describe(context.Cause(ctx), seeds, reasons)
+			return describe(context.Cause(ctx), reasons)
 		}
 	}
 }
 
-func describe(err error, seeds []string, reasons []error) error {
-	for seed, reason := range reasons {
-		err = fmt.Errorf("%w; %s: %w", err, seeds[seed], reason)
+type failure struct {
+	seed string
+	err  error
+}
+
+// watchSeed watches a seed's receptionist, to learn why it does not answer.
+func watchSeed(ctx context.Context, client *System, seed string, failures chan<- failure) {
+	receptionist := Address{client.config.Name, seed, receptionistName, ""}
+	client.watch(ctx, receptionist, typeName[receptionistMsg](), func(err error) { failures <- failure{seed, err} })
+}
+
+// allRefused says whether there is no seed left that might still talk to us.
+func allRefused(reasons map[string]error) bool {
+	for _, reason := range reasons {
+		if !errors.Is(reason, errRefused) {
+			return false
+		}
+	}
+	return true
+}
+
+func describe(err error, reasons map[string]error) error {
+	for _, seed := range slices.Sorted(maps.Keys(reasons)) {
+		err = fmt.Errorf("%w; %s: %w", err, seed, reasons[seed])
 	}
 	return err
 }

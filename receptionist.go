@@ -3,16 +3,19 @@ package casty
 // Every process has a receptionist, an actor at a well-known name. It keeps
 // what this process knows of the cluster, and tells the others of itself:
 //
-//	announcement{From, Heartbeat, Services, Members}   all my services, and the nodes I have heard from
-//	departure{From}                                    I leave
+//	announcement{From, Services, Members}   all my services, and the nodes that I have heard from
+//	departure{From}                         I leave
 //
-// An announcement goes to every node and observer known, at each change and
-// once per heartbeat. It is always the full set, and a node speaks only for
-// itself, so there is nothing to merge, and one that is lost or repeated does
-// no harm. What others say of a third node is only a reason to contact it:
-// members are those that have been heard from, or a dead one would live on in
-// what the others repeat. Seeds are the first to be contacted. A client, which
-// nobody can dial, is an observer: it is told everything and listed nowhere.
+// An announcement goes to all that are known, at each change and once per
+// heartbeat. It is always the full set, and a node speaks only for itself, so
+// there is nothing to merge, and an announcement that is lost or repeated does
+// no harm.
+//
+// Hearsay is not membership. What others say of a third node is only a reason
+// to contact it: members are those that have been heard from, or a dead node
+// would live on in what the others repeat. The seeds are the first to be
+// contacted, and are contacted at every heartbeat. A client, which nobody can
+// dial, is told everything and listed nowhere.
 
 import (
 	"cmp"
@@ -29,19 +32,19 @@ import (
 )
 
 const (
-	unheard     = 4    // heartbeats without an announcement before a node's services are no longer listed
-	forgetAfter = 1000 // and before it is no longer tried, unless it is a seed
-	maxMembers  = 1000 // that a process keeps track of; more are ignored
+	unheard      = 4      // heartbeats without an announcement before a node is lost, and no longer listed
+	tries        = 1000   // to find a lost node, one per heartbeat
+	maxStrangers = 1000   // that are contacted at once, and that one announcement can name; others take their turn
+	maxServices  = 10_000 // of one node; others are not listed
 )
 
 type receptionistMsg interface{ receptionistMsg() }
 
 type (
 	announcement struct {
-		From      string // host
-		Heartbeat time.Duration
-		Services  []service
-		Members   []string
+		From     string // host
+		Services []service
+		Members  []string // hosts
 	}
 	departure struct{ From string }
 	service   struct{ Key, URI string }
@@ -53,6 +56,9 @@ func (departure) receptionistMsg()    {}
 // from lets the connection that a message came over vouch for its sender.
 func (a announcement) from() string { return a.From }
 func (d departure) from() string    { return d.From }
+
+func (announcement) repeated() {}
+func (departure) repeated()    {} // silence says the same, later
 
 // A ServiceKey names a kind of service, and the messages that it takes.
 type ServiceKey[M any] struct{ name string }
@@ -75,30 +81,34 @@ type Listing[M any] struct {
 
 // A directory is what a process knows of services and members.
 type directory struct {
-	mu        sync.Mutex // guards what follows
-	own       map[service]context.CancelFunc
-	others    map[string]*member // by host
-	changed   chan struct{}      // closed, and replaced, when services or members change
-	announced chan struct{}      // tells the receptionist that own has changed
+	mu        sync.Mutex                   // guards what follows
+	own       map[offer]context.CancelFunc // ends the watch on the actor
+	others    map[string]member            // by host
+	changed   chan struct{}                // closed, and replaced, when services or members change
+	announced chan struct{}                // tells the receptionist that own has changed
 }
 
-// A member is another process that has been heard from.
+// An offer is an actor that is listed under a key.
+type offer struct {
+	key   string
+	actor Address
+}
+
+// A member is another process that has been heard from of late.
 type member struct {
-	heard     time.Time
-	heartbeat time.Duration // how often to expect an announcement
-	lost      bool          // not heard from of late: not listed, but still tried
-	services  []service
+	heard  time.Time
+	offers []offer
 }
 
 // directoryOf returns a system's directory, which every system has.
-func directoryOf(in Host) *directory {
+func directoryOf(in Place) *directory {
 	s := in.system()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.directory == nil {
 		s.directory = &directory{
-			own:       map[service]context.CancelFunc{},
-			others:    map[string]*member{},
+			own:       map[offer]context.CancelFunc{},
+			others:    map[string]member{},
 			changed:   make(chan struct{}),
 			announced: make(chan struct{}, 1),
 		}
@@ -112,105 +122,109 @@ func (d *directory) change() {
 	d.changed = make(chan struct{})
 }
 
-// changeOwn is change, and has the receptionist tell the others.
-func (d *directory) changeOwn() {
+// add lists an actor of this process, unless it is listed already.
+func (d *directory) add(o offer, unwatch context.CancelFunc) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.own[o] != nil {
+		return false
+	}
+	d.own[o] = unwatch
 	d.change()
 	poke(d.announced)
+	return true
+}
+
+func (d *directory) remove(o offer) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if unwatch := d.own[o]; unwatch != nil {
+		unwatch()
+		delete(d.own, o)
+		d.change()
+		poke(d.announced)
+	}
 }
 
 // Register lists an actor of this system under a key, in every process of the
-// cluster, until it stops or is deregistered. Lookup here sees it at once. It
-// fails with ErrNotLocal for an actor of another process.
-func Register[M any](in Host, key ServiceKey[M], ref ActorRef[M]) error {
+// cluster, until it stops or is deregistered. Lookup here sees it at once,
+// others within a heartbeat. To register it again changes nothing. The error
+// is ErrNotLocal for an actor of another process, ErrStopped for one that has
+// stopped, or ErrWrongType for one that takes other messages.
+func Register[M any](in Place, key ServiceKey[M], ref ActorRef[M]) (err error) {
+	defer doing(&err, "register %v as %q", ref, key.name)
 	s := in.system()
 	if !s.local(ref.address) {
-		return fmt.Errorf("casty: register %v as %q: %w", ref, key.name, ErrNotLocal)
+		return ErrNotLocal
 	}
-	d := directoryOf(in)
-	d.mu.Lock()
-	entry := service{key.name, ref.address.URI()}
-	if d.own[entry] != nil {
-		d.mu.Unlock()
-		return nil
+	if takes := s.takes(ref.address); takes != typeName[M]() {
+		return mismatch(takes, typeName[M]())
 	}
 	ctx, cancel := context.WithCancel(s.ctx)
-	d.own[entry] = cancel
-	d.changeOwn()
-	d.mu.Unlock()
-	ended := make(chan error, 1)
-	s.watchUntil(ctx, ref.address, typeName[M](), func(err error) {
-		Deregister(in, key, ref)
-		ended <- err
-	})
-	select {
-	case err := <-ended:
-		return fmt.Errorf("casty: register %v as %q: %w", ref, key.name, err)
-	default:
-		return nil
+	if directoryOf(in).add(offer{key.name, ref.address}, cancel) {
+		s.watch(ctx, ref.address, typeName[M](), func(error) { Deregister(in, key, ref) })
+	} else {
+		cancel() // it is watched already
 	}
+	return nil
 }
 
 // Deregister takes a registration back. It does nothing if there is none.
-func Deregister[M any](in Host, key ServiceKey[M], ref ActorRef[M]) {
-	d := directoryOf(in)
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	entry := service{key.name, ref.address.URI()}
-	if unwatch := d.own[entry]; unwatch != nil {
-		delete(d.own, entry)
-		d.changeOwn()
-		unwatch()
-	}
+func Deregister[M any](in Place, key ServiceKey[M], ref ActorRef[M]) {
+	directoryOf(in).remove(offer{key.name, ref.address})
 }
 
 // Discoverable is a behaviour that registers its actor first of all: soon
 // after Spawn has returned, as Listings tells.
 func Discoverable[M any](key ServiceKey[M], behavior Behavior[M]) Behavior[M] {
 	return func(self *Actor[M]) {
-		if err := Register(self, key, self.Ref()); err != nil {
-			panic(err) // nobody else can have stopped it yet
-		}
-		behavior(self)
+		if err := Register(self, key, self.Ref()); err == nil {
+			behavior(self)
+		} // or it has been asked to stop in the meantime
 	}
 }
 
 // Lookup returns the instances known at this moment. It asks nobody: the
 // answer is in this process.
-func Lookup[M any](from Host, key ServiceKey[M]) Listing[M] {
+func Lookup[M any](from Place, key ServiceKey[M]) Listing[M] {
 	listing, _ := lookup(from, key)
 	return listing
 }
 
 // lookup also returns what is closed when the listing may no longer hold.
-func lookup[M any](from Host, key ServiceKey[M]) (Listing[M], <-chan struct{}) {
+func lookup[M any](from Place, key ServiceKey[M]) (Listing[M], <-chan struct{}) {
 	d := directoryOf(from)
 	listing := Listing[M]{Key: key}
-	d.mu.Lock()
-	add := func(entry service) {
-		if address, err := ParseAddress(entry.URI); err == nil && entry.Key == key.name {
-			listing.Instances = append(listing.Instances, ServiceInstance[M]{ActorRef[M]{address}, address.Host})
+	add := func(o offer) {
+		if o.key == key.name {
+			listing.Instances = append(listing.Instances, ServiceInstance[M]{ActorRef[M]{o.actor}, o.actor.Host})
 		}
 	}
-	for entry := range d.own {
-		add(entry)
+	d.mu.Lock()
+	for o := range d.own {
+		add(o)
 	}
 	for _, m := range d.others {
-		for _, entry := range m.services {
-			add(entry)
+		for _, o := range m.offers {
+			add(o)
 		}
 	}
 	changed := d.changed
 	d.mu.Unlock()
 	slices.SortFunc(listing.Instances, func(a, b ServiceInstance[M]) int {
-		return strings.Compare(a.Ref.address.URI(), b.Ref.address.URI())
+		return compare(a.Ref.address, b.Ref.address)
 	})
 	return listing, changed
+}
+
+func compare(a, b Address) int {
+	return cmp.Or(strings.Compare(a.Host, b.Host), strings.Compare(a.path(), b.path()))
 }
 
 // Listings yields the listing now and after every change, until ctx ends or
 // the system is closed. Of changes that come faster than the loop turns, it
 // yields the last.
-func Listings[M any](ctx context.Context, from Host, key ServiceKey[M]) iter.Seq[Listing[M]] {
+func Listings[M any](ctx context.Context, from Place, key ServiceKey[M]) iter.Seq[Listing[M]] {
 	return func(yield func(Listing[M]) bool) {
 		for first, last := true, (Listing[M]{}); ; first = false {
 			listing, changed := lookup(from, key)
@@ -232,12 +246,12 @@ func Listings[M any](ctx context.Context, from Host, key ServiceKey[M]) iter.Seq
 
 // Members returns the addresses of the cluster's nodes that this process
 // knows to be up, itself included if it is one, sorted.
-func Members(of Host) []string {
+func Members(of Place) []string {
 	members, _ := membersOf(of)
 	return members
 }
 
-func membersOf(of Host) ([]string, <-chan struct{}) {
+func membersOf(of Place) ([]string, <-chan struct{}) {
 	s, d := of.system(), directoryOf(of)
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -245,8 +259,8 @@ func membersOf(of Host) ([]string, <-chan struct{}) {
 	if dialable(s.host) {
 		members = append(members, s.host)
 	}
-	for host, m := range d.others {
-		if dialable(host) && !m.lost {
+	for host := range d.others {
+		if dialable(host) {
 			members = append(members, host)
 		}
 	}
@@ -256,7 +270,8 @@ func membersOf(of Host) ([]string, <-chan struct{}) {
 
 // WaitForMembers blocks until the cluster has at least n nodes that this
 // process knows of, or returns the error of ctx, or ErrClosed.
-func WaitForMembers(ctx context.Context, of Host, n int) error {
+func WaitForMembers(ctx context.Context, of Place, n int) (err error) {
+	defer doing(&err, "wait for %d members", n)
 	for {
 		members, changed := membersOf(of)
 		if len(members) >= n {
@@ -265,28 +280,24 @@ func WaitForMembers(ctx context.Context, of Host, n int) error {
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return fmt.Errorf("casty: wait for %d members, have %d: %w", n, len(members), context.Cause(ctx))
+			return fmt.Errorf("have %d: %w", len(members), context.Cause(ctx))
 		case <-of.system().ctx.Done():
-			return fmt.Errorf("casty: wait for %d members: %w", n, ErrClosed)
+			return ErrClosed
 		}
 	}
 }
 
 // StartNode starts a system that others can dial, and joins the cluster of
 // its seeds: those that are not there yet, it keeps trying. It returns at
-// once. The error is about the configuration, or about listening.
-func StartNode(cfg Config) (*System, error) {
+// once. The error names the setting that cannot work, or is about listening.
+func StartNode(cfg Config) (_ *System, err error) {
+	defer doing(&err, "start node %q", cfg.Address)
 	cfg = cfg.withDefaults()
-	node, err := startNode(cfg)
-	if err != nil {
-		return nil, fmt.Errorf("casty: start node %q: %w", cfg.Address, err)
-	}
-	return node, nil
-}
-
-func startNode(cfg Config) (*System, error) {
 	if err := cfg.check(); err != nil {
 		return nil, err
+	}
+	if t := cfg.TLS; t != nil && len(t.Certificates) == 0 && t.GetCertificate == nil && t.GetConfigForClient == nil {
+		return nil, errors.New("TLS has no certificate")
 	}
 	listener, address, err := listen(cfg)
 	if err != nil {
@@ -301,7 +312,7 @@ func join(cfg Config, host string, listener net.Listener) (*System, error) {
 	s.network = newRemote(s, listener)
 	learn(announcement{}, departure{})
 	_, err := spawn(s, receptionistName, func(self *Actor[receptionistMsg]) {
-		(&receptionist{self: self, directory: directoryOf(self)}).run()
+		(&receptionist{self: self, directory: directoryOf(self), strangers: map[string]int{}}).run()
 	})
 	return s, err
 }
@@ -309,29 +320,26 @@ func join(cfg Config, host string, listener net.Listener) (*System, error) {
 // A receptionist's fields are owned by its actor's goroutine.
 type receptionist struct {
 	self *Actor[receptionistMsg]
-	tick *time.Timer
-	soon bool // the next tick has been brought forward
-	// hearsay are the strangers that we have heard of, and when it is our turn
-	// to contact them: when many nodes join at once, each hears of each from all.
-	hearsay map[string]time.Time
 	*directory
+	// strangers are nodes that have been named, or lost, and at how many
+	// heartbeats more they are contacted. That is how the lost find back, if
+	// they still live. Those that others name will be named again.
+	strangers map[string]int
 }
 
 func (r *receptionist) run() {
-	heartbeat := r.self.in.config.Heartbeat
-	r.tick, r.hearsay = time.NewTimer(heartbeat), map[string]time.Time{}
-	r.announce()
+	tick := time.NewTicker(r.self.in.config.Heartbeat)
+	defer tick.Stop()
+	r.announce(r.self.in.config.Seeds)
 	for {
 		select {
 		case msg := <-r.self.Mailbox():
-			r.hear(msg)
+			r.receive(msg)
 		case <-r.announced:
-			r.announce()
-		case <-r.tick.C:
-			r.soon = false
-			r.tick.Reset(heartbeat)
+			r.announce(nil)
+		case <-tick.C:
 			r.expire()
-			r.announce()
+			r.announce(r.contacts())
 		case <-r.self.Done():
 			_, others := r.now()
 			for _, host := range others {
@@ -342,26 +350,39 @@ func (r *receptionist) run() {
 	}
 }
 
-// now returns what to announce, and to whom. Those lost are told as well: it
-// is how they find back, if they still live.
-func (r *receptionist) now() (announcement, []string) {
+// now returns what to announce, and to whom at least.
+func (r *receptionist) now() (a announcement, others []string) {
 	members, _ := membersOf(r.self)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	services := slices.Collect(maps.Keys(r.own))
-	others := slices.Collect(maps.Keys(r.others))
-	return announcement{r.self.in.host, r.self.in.config.Heartbeat, services, members}, others
+	a = announcement{From: r.self.in.host, Members: members}
+	for o := range r.own {
+		a.Services = append(a.Services, service{o.key, o.actor.URI()})
+	}
+	return a, slices.Collect(maps.Keys(r.others))
 }
 
-func (r *receptionist) announce() {
-	a, others := r.now()
-	others = append(others, r.self.in.config.Seeds...)
-	slices.Sort(others)
-	for _, host := range slices.Compact(others) {
+func (r *receptionist) announce(more []string) {
+	a, hosts := r.now()
+	hosts = append(hosts, more...)
+	slices.Sort(hosts)
+	for _, host := range slices.Compact(hosts) {
 		if host != a.From {
 			r.tell(host, a)
 		}
 	}
+}
+
+// contacts are those to be told at this heartbeat, though they are not known.
+func (r *receptionist) contacts() []string {
+	hosts := slices.Clone(r.self.in.config.Seeds)
+	for host, left := range r.strangers {
+		hosts = append(hosts, host)
+		if r.strangers[host] = left - 1; left <= 1 {
+			delete(r.strangers, host)
+		}
+	}
+	return hosts
 }
 
 // tell tells another receptionist. What does not arrive will be said again,
@@ -369,115 +390,110 @@ func (r *receptionist) announce() {
 func (r *receptionist) tell(host string, msg receptionistMsg) {
 	ref := ActorRef[receptionistMsg]{Address{r.self.in.config.Name, host, receptionistName, ""}}
 	if err := ref.tell(r.self, msg); errors.Is(err, ErrUnsendable) {
-		r.self.in.warn("casty: announce", "to", host, "reason", err)
+		r.self.in.warn("announce", "casty: announce", "to", host, "reason", err)
 	}
 }
 
-func (r *receptionist) hear(msg receptionistMsg) {
+func (r *receptionist) receive(msg receptionistMsg) {
 	switch m := msg.(type) {
 	case announcement:
-		if m.From == r.self.in.host {
-			return // we are among our own seeds, by another name
-		}
-		known, ok := r.note(m)
-		if !ok {
-			return
-		}
-		strangers := r.strangers(m.Members)
-		if known && len(strangers) == 0 {
-			return
-		}
-		a, _ := r.now()
-		if !known {
-			r.tell(m.From, a)
-			r.hurry()
-		}
-		for _, host := range strangers {
-			r.tell(host, a) // it becomes a member when it answers
+		if m.From != r.self.in.host { // or the node is among its own seeds, by another name
+			r.hear(m)
 		}
 	case departure:
 		r.mu.Lock()
 		defer r.mu.Unlock()
-		if r.others[m.From] != nil {
-			delete(r.others, m.From)
-			r.change()
-		}
-	}
-}
-
-// strangers are those of a peer's members that it is our turn to contact, at
-// most twice per heartbeat. Of two nodes that hear of each other, the lesser
-// goes first, or most would end up with two connections between them.
-func (r *receptionist) strangers(members []string) (hosts []string) {
-	self, now := r.self.in.host, time.Now()
-	pause := r.self.in.config.Heartbeat / 2
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for _, host := range members {
-		turn, heard := r.hearsay[host]
-		switch {
-		case host == self || r.others[host] != nil || checkHost(host) != nil || !dialable(host):
-		case !heard && len(r.others)+len(r.hearsay) >= maxMembers:
-		case !heard && dialable(self) && self > host:
-			r.hearsay[host] = now.Add(pause)
-		case !now.Before(turn):
-			r.hearsay[host] = now.Add(pause)
-			hosts = append(hosts, host)
-		}
-	}
-	return hosts
-}
-
-// hurry brings the next tick forward, to tell the others of a new node: of all
-// who join together, at once.
-func (r *receptionist) hurry() {
-	if !r.soon {
-		r.soon = true
-		r.tick.Reset(r.self.in.config.Heartbeat / 16)
-	}
-}
-
-// note takes in what another process says of itself, and says whether we
-// already knew of it; not ok if there are too many.
-func (r *receptionist) note(a announcement) (known, ok bool) {
-	services := slices.DeleteFunc(a.Services, func(entry service) bool {
-		address, err := ParseAddress(entry.URI)
-		return err != nil || !dialable(a.From) || address.Host != a.From // not a node, or it speaks for another
-	})
-	slices.SortFunc(services, func(a, b service) int {
-		return cmp.Or(strings.Compare(a.Key, b.Key), strings.Compare(a.URI, b.URI))
-	})
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	old := r.others[a.From]
-	if old == nil && len(r.others) >= maxMembers {
-		return false, false
-	}
-	known = old != nil && !old.lost
-	r.others[a.From] = &member{heard: time.Now(), heartbeat: r.self.in.config.slower(a.Heartbeat), services: services}
-	delete(r.hearsay, a.From)
-	if !known || !slices.Equal(services, old.services) {
+		delete(r.others, m.From)
 		r.change()
 	}
-	return known, true
 }
 
-// expire drops those that have not been heard from, and the strangers when
-// there is no room for more: those that live will be heard of again.
+// hear takes in what another process says of itself. Of what it says of others
+// only this counts: that there are such. They are contacted at once, and become
+// members when they answer.
+func (r *receptionist) hear(a announcement) {
+	known := r.note(a.From, r.offers(a))
+	ours, _ := r.now()
+	if !known {
+		r.tell(a.From, ours)
+	}
+	for i, host := range a.Members {
+		if r.unknown(host) && r.room("members of "+a.From, i, maxStrangers) {
+			r.contact(host, 1)
+			r.tell(host, ours)
+		}
+	}
+}
+
+// note makes a process a member, and says whether it had been one.
+func (r *receptionist) note(host string, offers []offer) (known bool) {
+	delete(r.strangers, host)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	old, known := r.others[host]
+	r.others[host] = member{time.Now(), offers}
+	if !known || !slices.Equal(offers, old.offers) {
+		r.change()
+	}
+	return known
+}
+
+// offers are what a node announces of its own, sorted: a client's are not
+// listed, and nobody speaks for another.
+func (r *receptionist) offers(a announcement) (offers []offer) {
+	for _, s := range a.Services {
+		actor, err := ParseAddress(s.URI)
+		if err == nil && dialable(a.From) && actor.Host == a.From && r.room("services of "+a.From, len(offers), maxServices) {
+			offers = append(offers, offer{s.Key, actor})
+		}
+	}
+	slices.SortFunc(offers, func(a, b offer) int {
+		return cmp.Or(strings.Compare(a.key, b.key), compare(a.actor, b.actor))
+	})
+	return offers
+}
+
+// unknown says whether a node is neither a member nor being contacted.
+func (r *receptionist) unknown(host string) bool {
+	_, member := r.others[host]
+	_, stranger := r.strangers[host]
+	return !member && !stranger &&
+		host != r.self.in.host && dialable(host) && checkHost(host) == nil
+}
+
+// contact makes a node a stranger, in place of another if there are too many:
+// whoever is named has a turn, so that made-up names keep nobody out.
+func (r *receptionist) contact(host string, tries int) {
+	if !r.room("nodes that do not answer", len(r.strangers), maxStrangers) {
+		for other := range r.strangers {
+			delete(r.strangers, other)
+			break
+		}
+	}
+	r.strangers[host] = tries
+}
+
+// room says whether there may be more of what peers can make up, and logs if
+// not. Who answers cannot be made up.
+func (r *receptionist) room(of string, have, most int) bool {
+	if have >= most {
+		r.self.in.warn("too many "+of, "casty: too many", "of", of, "limit", most)
+	}
+	return have < most
+}
+
+// expire makes strangers of the nodes that have not been heard from.
 func (r *receptionist) expire() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if len(r.others)+len(r.hearsay) >= maxMembers {
-		clear(r.hearsay)
-	}
 	for host, m := range r.others {
-		silent := time.Since(m.heard) / m.heartbeat
-		if silent >= unheard && !m.lost {
-			m.lost, m.services = true, nil
-			r.change()
+		if time.Since(m.heard) < unheard*r.self.in.config.Heartbeat {
+			continue
 		}
-		if m.lost && (silent >= forgetAfter || !dialable(host)) {
-			delete(r.others, host)
+		delete(r.others, host)
+		r.change()
+		if dialable(host) {
+			r.contact(host, tries)
 		}
 	}
 }

@@ -1,34 +1,80 @@
 package casty
 
-// A stream is two actors, one at each end, that tell each other this:
+// A stream is two actors, one at each end, that tell each other what stands in
+// this table. Every number is a position in the stream: 0 is its first element,
+// for everybody, for ever. Seq and From are positions, too.
 //
-//	Subscribe{Consumer, From, Demand}          →  send me the elements from position From on, before Demand
-//	StreamDemand{Consumer, Received, Demand}   →  I hold everything before Received; send what is before Demand
-//	StreamCancel{Consumer}                     →  I want no more
-//	←  StreamElement{Seq, Elements}               the elements that start at position Seq
-//	←  StreamCompleted{Seq}                       the stream ends at Seq; Received = Seq+1 acknowledges that
-//	←  StreamFailed{Seq, Reason, Refused}         the same, with a reason; or: I refuse you
+//	from the consumer                            it means
+//	  Subscribe{Consumer, From}                  serve me from position From on; 0 from one that has taken nothing: from wherever you are
+//	  StreamDemand{Consumer, Received, Demand}   I hold everything before Received; you may send what is before Demand
+//	  StreamCancel{Consumer}                     I want no more
 //
-// Positions count from 0 for each consumer. They are cumulative, so saying
-// something twice is harmless, and that is the whole of recovery: whoever may
-// not have been heard says it again.
+//	from the producer
+//	  Subscribed{Seq}                            I serve you, from Seq on
+//	  StreamElement{Seq, Elements}               the elements that start at Seq
+//	  StreamCompleted{Seq}                       the stream ends at Seq
+//	  StreamFailed{Seq, Reason}                  the same, with a reason
+//	  StreamRefused{Reason}                      I do not serve you
 //
-//   - The producer keeps what it has sent until it is acknowledged.
-//   - The consumer takes exactly the next position. It drops what it has seen,
-//     and at a gap it subscribes again, which rewinds the producer.
-//   - An end whose peer is unreachable repeats itself with a growing pause.
-//     The consumer gives up after a while; the producer never does.
-//   - A consumer repeats its demand, and so acknowledges, at least once per
-//     heartbeat. A demand that asks for no more is a question, "where are
-//     you?", which the producer answers with an empty StreamElement: behind
-//     everything that it has sent, so that a loss shows as a gap.
-//   - The producer stops when its end is acknowledged. The consumer stays
-//     until the producer has stopped, in case its last word was lost.
-//   - The place of a consumer that cannot be reached may be taken by another.
-//     It never gets it back: what it has received since would be mistaken for
-//     the elements that have the same positions now.
+// A stream of three elements, with a window of two:
 //
-// The code below opens no connection and encodes nothing: it tells actors things.
+//	Subscribe{From: 0}                  →
+//	                                    ←  Subscribed{0}
+//	StreamDemand{Received: 0, Demand: 2} →
+//	                                    ←  StreamElement{0, [a b]}
+//	StreamDemand{Received: 2, Demand: 4} →  the loop over the source has consumed a and b
+//	                                    ←  StreamElement{2, [c]}
+//	                                    ←  StreamCompleted{3}
+//	StreamDemand{Received: 4, Demand: 4} →  the end counts as a position, and is acknowledged like one
+//
+// The rules below exist to keep three promises:
+//
+//   - a consumer is handed consecutive positions, each once;
+//   - no element is sent at or past the demand, so a slow consumer is never
+//     flooded;
+//   - the producer keeps what it has taken from its sink until the consumer has
+//     acknowledged it, and completes only when everything is acknowledged.
+//
+// The producer
+//
+//  1. keeps what it has taken until it is acknowledged, and never sends an
+//     element at or past Demand. The end needs no demand;
+//  2. serves one consumer at a time, and heeds nobody else's demand or cancel.
+//     On a Subscribe from the consumer that it serves, or from anyone when it
+//     serves none, it goes to the later of From and what is acknowledged, and
+//     answers Subscribed. Only StreamDemand acknowledges;
+//  3. lets another consumer that subscribes wait. If the served consumer speaks,
+//     the other is refused. If the served one has stopped, or has been
+//     unreachable for a heartbeat, the other takes its place;
+//  4. stops when its end is acknowledged, or when the served consumer cancels.
+//
+// The consumer
+//
+//  5. subscribes when GetSource first asks for its source, and takes nothing
+//     before Subscribed has told it where it begins;
+//  6. takes exactly the next position, and drops everything else. At a gap it
+//     subscribes again, unless an earlier Subscribe is still unanswered;
+//  7. says its demand once per heartbeat, and renews its watch of the producer.
+//     If it has taken nothing new since the last time, it subscribes instead,
+//     with pauses that double up to eight heartbeats: on a link slower than a
+//     heartbeat each Subscribe rewinds the producer, and the copies would pile up;
+//  8. ends with ErrCannotResume if Subscribed is past what it needs: others have
+//     had what is between. If it has taken nothing yet it begins there instead.
+//     A Subscribed with an earlier position is late, and moves nothing;
+//  9. repeats its last word, which acknowledges the end or cancels, once per
+//     heartbeat until it learns that the producer has stopped. A consumer that
+//     leaves before it is served goes on subscribing, and cancels once it is
+//     served: nobody heeds the cancel of a stranger;
+//  10. gives up when it has waited PeerTimeout for an answer: to a Subscribe,
+//     Subscribed or a new element; to its last word, that the producer stops;
+//  11. demands what it has consumed plus its window, each time that half a
+//     window has been consumed.
+//
+// What a watch says reaches an actor through its own mailbox, as peerLost. Since
+// a watch fires after everything that the peer had said before has been put
+// there, the peer's last words are read first.
+//
+// Nothing below opens a connection or encodes anything: it tells actors things.
 
 import (
 	"cmp"
@@ -51,228 +97,127 @@ type StreamConsumerMsg[E any] interface{ consumerMsg(E) }
 
 // From the consumer to its producer.
 type (
+	// Subscribe asks a producer to serve a consumer.
 	Subscribe[E any] struct {
-		Consumer     ActorRef[StreamConsumerMsg[E]]
-		From, Demand uint64
+		Consumer ActorRef[StreamConsumerMsg[E]] // who asks, and is to be told the elements
+		From     uint64                         // the next position that it takes; 0 if it has taken nothing, wherever it begins
 	}
+	// StreamDemand acknowledges elements and allows more to be sent. It is what
+	// Reactive Streams calls request(n), as a position instead of a number.
 	StreamDemand[E any] struct {
-		Consumer         ActorRef[StreamConsumerMsg[E]]
-		Received, Demand uint64
+		Consumer ActorRef[StreamConsumerMsg[E]] // who speaks
+		Received uint64                         // it holds everything before this position
+		Demand   uint64                         // the producer may send what is before this position
 	}
+	// StreamCancel ends a stream from the consumer's side.
 	StreamCancel[E any] struct {
-		Consumer ActorRef[StreamConsumerMsg[E]]
+		Consumer ActorRef[StreamConsumerMsg[E]] // who speaks
 	}
 )
 
 // From the producer to its consumer.
 type (
+	// Subscribed answers Subscribe. It is Reactive Streams' onSubscribe.
+	Subscribed[E any] struct {
+		Seq uint64 // the position from which the consumer is served
+	}
+	// StreamElement carries a run of all elements that are ready, because a
+	// message for each would cost far more. It is Reactive Streams' onNext.
 	StreamElement[E any] struct {
-		Seq      uint64
-		Elements []E // whatever was ready: one message for a run of elements costs far less than one for each
+		Seq      uint64 // the position of the first of them
+		Elements []E    // at least one
 	}
+	// StreamCompleted ends a stream after all its elements: onComplete.
 	StreamCompleted[E any] struct {
-		Seq uint64
+		Seq uint64 // the position behind the last element
 	}
+	// StreamFailed ends a stream like StreamCompleted, with an error: onError.
 	StreamFailed[E any] struct {
-		Seq     uint64
-		Reason  string
-		Refused bool
+		Seq    uint64 // the position behind the last element
+		Reason string // the text of the error, up to 1 KiB of it
+	}
+	// StreamRefused tells a consumer that it is not served, or no longer.
+	StreamRefused[E any] struct {
+		Reason string // the text of an error, up to 1 KiB of it
 	}
 )
 
-// From GetSink and GetSource, in the same process.
+// These never leave their process.
 type (
 	getSink[E any]   struct{ replyTo ActorRef[*SinkRef[E]] }
 	getSource[E any] struct{ replyTo ActorRef[*SourceRef[E]] }
+	peerLost[E any]  struct {
+		peer Address
+		err  error
+	}
 )
 
 func (Subscribe[E]) producerMsg(E)       {}
 func (StreamDemand[E]) producerMsg(E)    {}
 func (StreamCancel[E]) producerMsg(E)    {}
 func (getSink[E]) producerMsg(E)         {}
+func (peerLost[E]) producerMsg(E)        {}
+func (Subscribed[E]) consumerMsg(E)      {}
 func (StreamElement[E]) consumerMsg(E)   {}
 func (StreamCompleted[E]) consumerMsg(E) {}
 func (StreamFailed[E]) consumerMsg(E)    {}
+func (StreamRefused[E]) consumerMsg(E)   {}
 func (getSource[E]) consumerMsg(E)       {}
+func (peerLost[E]) consumerMsg(E)        {}
 
-func learnStream[E any]() error {
-	return learn(Subscribe[E]{}, StreamDemand[E]{}, StreamCancel[E]{},
-		StreamElement[E]{}, StreamCompleted[E]{}, StreamFailed[E]{})
+// count is for remote.go: a connection that many streams share gives each its turn.
+func (m StreamElement[E]) count() int { return len(m.Elements) }
+
+// To lose a message of these types is no dead letter: the stream says it again.
+func (Subscribe[E]) repeated()       {}
+func (StreamDemand[E]) repeated()    {}
+func (StreamCancel[E]) repeated()    {}
+func (Subscribed[E]) repeated()      {}
+func (StreamElement[E]) repeated()   {}
+func (StreamCompleted[E]) repeated() {}
+func (StreamFailed[E]) repeated()    {}
+func (StreamRefused[E]) repeated()   {}
+func (peerLost[E]) repeated()        {}
+
+// learnStream lets the messages of a stream cross the wire. Should gob refuse
+// them, the stream still works within a process; between processes it fails at
+// its first element, with gob's error.
+func learnStream[E any]() {
+	learn(Subscribe[E]{}, StreamDemand[E]{}, StreamCancel[E]{},
+		Subscribed[E]{}, StreamElement[E]{}, StreamCompleted[E]{}, StreamFailed[E]{}, StreamRefused[E]{})
 }
 
-const (
-	maxRun    = 128     // elements in one message; larger ones are no faster
-	maxWindow = 1 << 16 // elements that a producer keeps for a consumer that does not acknowledge them
-)
-
-// What the ends of a stream report. They come wrapped, with the address.
+// What the ends of a stream report, besides the errors of casty.go. They come
+// wrapped, with the address.
 var (
-	ErrCompleted         = errors.New("the stream has been completed")
-	ErrCancelled         = errors.New("cancelled by the consumer")
+	// ErrCompleted: Put, Complete or Fail was called after the stream's end.
+	ErrCompleted = errors.New("the stream has been completed")
+	// ErrCancelled: the consumer wants no more. Put, Complete and Fail return
+	// it, and the loop over a source that has been left before.
+	ErrCancelled = errors.New("cancelled by the consumer")
+	// ErrAlreadySubscribed: the loop ends with it if the producer serves
+	// another consumer. It may be free again later.
 	ErrAlreadySubscribed = errors.New("already subscribed")
-	ErrCannotResume      = errors.New("cannot resume: the producer is not the same, or has gone on with another consumer")
-	ErrIdle              = errors.New("idle: no element for too long")
-	errNoConsumer        = errors.New("no consumer has subscribed")
+	// ErrCannotResume: the loop ends with it if what comes next cannot be had
+	// any more: others have received it, or the producer is gone.
+	ErrCannotResume = errors.New("cannot resume")
+	// ErrIdle: the loop ends with it if no element comes for IdleTimeout.
+	ErrIdle = errors.New("idle: no element for too long")
 )
 
-// A SinkRef puts elements into a stream. It belongs to the process of its
-// producer, and any number of goroutines may use it.
-type SinkRef[E any] struct {
-	producer Address
-	elements chan E                // the next element to be taken; closed at the end of the stream
-	ending   chan struct{}         // closed with it; the producer looks here when it may not take elements
-	queue    chan struct{}         // held by the Put that is next when there is room
-	stopped  chan struct{}         // closed when the producer has stopped
-	err      error                 // why; nil after a clean end; set before stopped is closed
-	waiting  atomic.Pointer[error] // what the consumer does, if it is what we wait for
+// maxWindow bounds a consumer's window and, since not every consumer tells the
+// truth, what a producer keeps for one that acknowledges nothing: in elements.
+const maxWindow = 1 << 16
 
-	mu    sync.Mutex    // guards what follows, and sending to elements
-	more  []E           // what has been put behind the next element, and is taken along with it
-	puts  uint64        // elements put so far
-	limit uint64        // how many may be: as many as have been demanded, and the buffer
-	room  chan struct{} // closed, and replaced, when limit rises
-	cause error         // Fail's
-}
-
-// GetSink returns a producer's sink, always the same. It fails with
-// ErrNotLocal for a producer of another process.
-func GetSink[E any](ctx context.Context, in Host, producer ActorRef[StreamProducerMsg[E]]) (*SinkRef[E], error) {
-	if !in.system().local(producer.address) {
-		return nil, fmt.Errorf("casty: get the sink of %v: %w", producer, ErrNotLocal)
-	}
-	return Ask(ctx, in, producer, func(replyTo ActorRef[*SinkRef[E]]) StreamProducerMsg[E] {
-		return getSink[E]{replyTo}
+// watchPeer watches the other end of a stream for two heartbeats. Each end calls
+// it once per heartbeat, so there is always a watch and none needs to be ended.
+// A peerLost that finds the mailbox full comes again with the next watch.
+func watchPeer[E, M, P any](self *Actor[M], peer ActorRef[P]) {
+	ctx, cancel := context.WithCancel(self.Context())
+	time.AfterFunc(2*self.in.config.Heartbeat, cancel)
+	self.in.watch(ctx, peer.address, typeName[P](), func(err error) {
+		self.accept(peerLost[E]{peer.address, err})
 	})
-}
-
-// Put adds an element to the stream. When everything that was demanded has
-// been put and the buffer is full, it blocks until a consumer demands more, or
-// until ctx ends; the error then says what became of the consumer. It fails
-// after Complete or Fail (ErrCompleted), once the consumer has cancelled
-// (ErrCancelled), and when the producer has stopped. Nil means that the
-// producer will send the element, not that it has arrived.
-func (s *SinkRef[E]) Put(ctx context.Context, element E) error {
-	room, err := s.put(ctx, element)
-	if room != nil {
-		select {
-		case s.queue <- struct{}{}: // those who wait take turns, so that none starves
-			defer func() { <-s.queue }()
-		case <-s.ending:
-		case <-s.stopped:
-		case <-ctx.Done():
-		}
-	}
-	for room != nil {
-		select {
-		case <-room:
-		case <-s.stopped:
-		case <-ctx.Done():
-		}
-		room, err = s.put(ctx, element)
-	}
-	if err != nil {
-		return s.failed("put to", err)
-	}
-	return nil
-}
-
-// put puts an element, or else returns what is closed when there may be room.
-// One element waits in the channel, and the others behind it in a slice: if
-// each went through the channel, a stream within a process would cost twice as
-// much, and one across the network a third more.
-func (s *SinkRef[E]) put(ctx context.Context, element E) (room <-chan struct{}, err error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	switch {
-	case closed(s.stopped):
-		return nil, cmp.Or(s.err, ErrCompleted)
-	case closed(s.ending):
-		return nil, ErrCompleted
-	case ctx.Err() != nil:
-		return nil, s.late(ctx)
-	case s.puts == s.limit:
-		return s.room, nil
-	}
-	s.puts++
-	if len(s.more) == 0 {
-		select {
-		case s.elements <- element:
-			return nil, nil
-		default:
-		}
-	}
-	s.more = append(s.more, element)
-	return nil, nil
-}
-
-// allow raises the limit.
-func (s *SinkRef[E]) allow(limit uint64) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if limit > s.limit && !closed(s.ending) {
-		s.limit = limit
-		close(s.room)
-		s.room = make(chan struct{})
-	}
-}
-
-// take adds to taken what has been put behind the element just received.
-func (s *SinkRef[E]) take(taken []E) []E {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if len(s.elements) > 0 {
-		return taken // that one comes first
-	}
-	taken = append(taken, s.more...)
-	clear(s.more)
-	s.more = s.more[:0]
-	return taken
-}
-
-// Complete ends the stream after everything that was put. It blocks until the
-// consumer has everything, and returns nil then; until ctx ends, and says
-// what became of the consumer; or until the stream ends otherwise, with the
-// errors of Put. Calling it again waits again.
-func (s *SinkRef[E]) Complete(ctx context.Context) error {
-	return s.end(ctx, "complete", nil)
-}
-
-// Fail is Complete with a cause, whose text, up to 1 KiB of it, becomes the
-// last error of the consumer.
-func (s *SinkRef[E]) Fail(ctx context.Context, cause error) error {
-	return s.end(ctx, "fail", cmp.Or(cause, errors.New("failed")))
-}
-
-func (s *SinkRef[E]) end(ctx context.Context, doing string, cause error) error {
-	if !s.close(cause) {
-		return s.failed(doing, ErrCompleted)
-	}
-	select {
-	case <-s.stopped:
-	case <-ctx.Done():
-	}
-	switch {
-	case !closed(s.stopped):
-		return s.failed(doing, s.late(ctx))
-	case s.err != nil:
-		return s.failed(doing, s.err)
-	}
-	return nil
-}
-
-// close ends the stream, or says that this is too late: only Complete can be
-// called again, after itself.
-func (s *SinkRef[E]) close(cause error) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if closed(s.ending) {
-		return cause == nil && s.cause == nil
-	}
-	s.cause = cause
-	close(s.ending)
-	close(s.elements)
-	close(s.room)
-	return true
 }
 
 func closed(c <-chan struct{}) bool {
@@ -284,7 +229,7 @@ func closed(c <-chan struct{}) bool {
 	}
 }
 
-// poke wakes whoever receives from c, or will when they next look.
+// poke wakes whoever receives from c, or will: c has room for one.
 func poke(c chan<- struct{}) {
 	select {
 	case c <- struct{}{}:
@@ -292,346 +237,7 @@ func poke(c chan<- struct{}) {
 	}
 }
 
-// late is ctx's error and, if it was the consumer that kept us waiting, why.
-func (s *SinkRef[E]) late(ctx context.Context) error {
-	if waiting := s.waiting.Load(); waiting != nil {
-		return fmt.Errorf("%w: %w", context.Cause(ctx), *waiting)
-	}
-	return context.Cause(ctx)
-}
-
-func (s *SinkRef[E]) failed(doing string, err error) error {
-	return fmt.Errorf("casty: %s %v: %w", doing, s.producer, err)
-}
-
-// stop is for the producer. The first reason counts.
-func (s *SinkRef[E]) stop(err error) {
-	if !closed(s.stopped) {
-		s.err = err
-		close(s.stopped)
-	}
-}
-
-// StreamProducer is the behaviour of a stream's source end. It takes what is
-// put into its sink, of which up to buffer elements can be put before they are
-// demanded, and stops when its consumer has everything or has cancelled.
-//
-// It never sends an element that was not demanded (Reactive Streams, rule
-// 1.1), and serves one consumer at a time. When that one has died or cannot
-// be reached, another may subscribe, and is sent all that was not
-// acknowledged, from position 0.
-func StreamProducer[E any](buffer int) Behavior[StreamProducerMsg[E]] {
-	err := learnStream[E]()
-	return func(self *Actor[StreamProducerMsg[E]]) {
-		if err != nil {
-			panic(err)
-		}
-		p := &producer[E]{self: self, lifeline: newLifeline(self), buffer: uint64(max(buffer, 0)), maxRun: maxRun, err: ErrStopped}
-		p.replaced = map[ActorRef[StreamConsumerMsg[E]]]bool{}
-		p.sink = &SinkRef[E]{
-			producer: self.address,
-			elements: make(chan E, 1),
-			ending:   make(chan struct{}),
-			queue:    make(chan struct{}, 1),
-			stopped:  make(chan struct{}),
-			limit:    p.buffer,
-			room:     make(chan struct{}),
-		}
-		p.waitsFor(errNoConsumer)
-		defer func() { p.sink.stop(p.err) }()
-		p.run()
-	}
-}
-
-// A producer's fields are owned by its actor's goroutine.
-type producer[E any] struct {
-	self *Actor[StreamProducerMsg[E]]
-	sink *SinkRef[E]
-	lifeline
-
-	consumer ActorRef[StreamConsumerMsg[E]]          // zero: none is attached
-	replaced map[ActorRef[StreamConsumerMsg[E]]]bool // whose place was taken: one entry for each that vanished
-	buffer   uint64                                  // elements that can be put before they are demanded
-	base     uint64                                  // elements that other consumers have acknowledged: those before position 0
-	demand   uint64                                  // send nothing at or past this position
-	acked    uint64                                  // the consumer has everything before this one
-	cursor   uint64                                  // the next to send
-	unacked  []E                                     // from acked on; bounded by the demand and the buffer, as Put is
-	maxRun   int                                     // elements in a message; less once that many proved too large
-	asked    bool                                    // the consumer waits for an answer
-	stalled  bool                                    // the last message did not go out: try again at the next tick
-
-	closing bool  // the sink is closed: take what it still holds, demanded or not
-	drained bool  // and has been emptied: the stream ends at end()
-	cause   error // of a failure
-	done    bool
-	err     error // for the sink, when done
-}
-
-// end is the position after the last element taken from the sink.
-func (p *producer[E]) end() uint64 { return p.acked + uint64(len(p.unacked)) }
-
-func (p *producer[E]) run() {
-	for !p.done {
-		p.send()
-		elements, ending := p.sink.elements, p.sink.ending
-		if p.end() >= p.demand && !p.closing || p.drained {
-			elements = nil // no demand: a nil channel never fires, the buffer fills, and Put blocks
-		}
-		if p.closing {
-			ending = nil
-		}
-		select {
-		case element, open := <-elements:
-			p.take(element, open)
-		case <-ending:
-			p.closing = true // completion needs no demand
-		case msg := <-p.self.Mailbox():
-			p.receive(msg)
-		case err := <-p.watch:
-			p.lose(err)
-		case <-p.tick.C:
-			p.retry()
-		case err := <-p.self.mistaken: // a consumer of another type watches: all that gets here of it
-			if !p.attached() {
-				p.stop(err)
-			}
-		case <-p.self.Done():
-			return
-		}
-	}
-}
-
-// stop is the last thing to happen to a producer.
-func (p *producer[E]) stop(err error) { p.done, p.err = true, err }
-
-// take adds an element and what was put behind it, or notes the end.
-func (p *producer[E]) take(element E, open bool) {
-	if open {
-		p.unacked = p.sink.take(append(p.unacked, element))
-	} else {
-		p.drained = true
-		p.cause = p.sink.cause
-	}
-}
-
-// send tells the consumer all that it may have and has not been sent.
-func (p *producer[E]) send() {
-	for p.ready() && p.cursor < min(p.end(), p.demand) {
-		p.sendRun()
-	}
-	if p.ready() && p.drained && p.cursor == p.end() && p.tell(p.last()) == nil {
-		p.cursor++
-	}
-	if p.ready() && p.asked {
-		p.asked = p.tell(StreamElement[E]{Seq: p.cursor}) != nil
-	}
-}
-
-func (p *producer[E]) ready() bool { return p.attached() && !p.stalled }
-
-// sendRun sends as many elements as may travel together. A run that is too
-// large is halved, and so are those after it: they are probably alike. One
-// element that cannot be sent ends the stream.
-func (p *producer[E]) sendRun() {
-	run := p.unacked[p.cursor-p.acked:]
-	run = run[:min(uint64(len(run)), uint64(p.maxRun), p.demand-p.cursor)]
-	told := run
-	if p.self.in.local(p.consumer.address) {
-		told = slices.Clone(run) // a message within the process is shared, and unacked is reused
-	}
-	err := p.tell(StreamElement[E]{p.cursor, told})
-	switch {
-	case err == nil:
-		p.cursor += uint64(len(run))
-	case p.stalled:
-	case len(run) > 1:
-		p.maxRun = len(run) / 2
-	default:
-		p.fail(err)
-	}
-}
-
-// tell tells the consumer, or stalls until the next tick: its connection is
-// full or gone, or its mailbox full.
-func (p *producer[E]) tell(msg StreamConsumerMsg[E]) error {
-	err := p.consumer.tell(p.self, msg)
-	if err != nil && !errors.Is(err, ErrUnsendable) {
-		p.stalled = true
-		p.hurry()
-	}
-	return err
-}
-
-func (p *producer[E]) last() StreamConsumerMsg[E] {
-	if p.cause == nil {
-		return StreamCompleted[E]{p.end()}
-	}
-	return StreamFailed[E]{Seq: p.end(), Reason: brief(p.cause)}
-}
-
-// fail ends the stream before the element at cursor, which cannot be sent.
-func (p *producer[E]) fail(err error) {
-	p.unacked = p.unacked[:p.cursor-p.acked]
-	p.closing, p.drained, p.cause = true, true, err
-	p.sink.stop(err)
-}
-
-func (p *producer[E]) receive(msg StreamProducerMsg[E]) {
-	switch m := msg.(type) {
-	case getSink[E]:
-		m.replyTo.Tell(p.self, p.sink)
-	case Subscribe[E]:
-		p.subscribe(m)
-	case StreamDemand[E]:
-		if p.isOurs(m.Consumer) {
-			p.hears()
-			p.asked = p.allow(m.Received, m.Demand)
-		}
-	case StreamCancel[E]:
-		if p.isOurs(m.Consumer) {
-			p.stop(ErrCancelled)
-		}
-	}
-}
-
-func (p *producer[E]) attached() bool { return p.consumer != (ActorRef[StreamConsumerMsg[E]]{}) }
-
-// isOurs says whether it is our consumer that speaks; nobody else has a say.
-func (p *producer[E]) isOurs(from ActorRef[StreamConsumerMsg[E]]) bool {
-	return p.attached() && from == p.consumer
-}
-
-// hears notes that our consumer has spoken: nothing is in its way.
-func (p *producer[E]) hears() {
-	p.alive()
-	p.stalled = false
-	p.sink.waiting.Store(nil)
-}
-
-func (p *producer[E]) subscribe(m Subscribe[E]) {
-	select {
-	case err := <-p.watch:
-		p.lose(err, m) // before we refuse somebody for its sake
-		return
-	default:
-	}
-	switch {
-	case p.done || m.Consumer == (ActorRef[StreamConsumerMsg[E]]{}):
-		return
-	case p.isOurs(m.Consumer):
-		p.hears()
-		if m.From < p.acked || m.From > p.limit() {
-			return // it is late: the consumer has since acknowledged more; or it is nonsense
-		}
-		p.cursor = m.From // the consumer has missed something: rewind
-	case p.attached() && !p.lost.IsZero() && time.Since(p.lost) < p.heartbeat:
-		return // ours may be back in a moment; this one will ask again
-	case p.attached() && p.lost.IsZero():
-		p.refuse(m.Consumer, ErrAlreadySubscribed)
-		return
-	case m.From > 0 || p.replaced[m.Consumer]:
-		p.refuse(m.Consumer, ErrCannotResume)
-		return
-	default:
-		if p.attached() {
-			p.replaced[p.consumer] = true
-		}
-		p.base += p.acked
-		p.consumer, p.demand, p.acked, p.cursor = m.Consumer, 0, 0, 0
-		p.hears()
-		watchOver(&p.lifeline, p.self, p.consumer)
-	}
-	p.allow(m.From, m.Demand)
-	p.asked = true
-}
-
-func (p *producer[E]) refuse(consumer ActorRef[StreamConsumerMsg[E]], why error) {
-	consumer.Tell(p.self, StreamFailed[E]{Reason: why.Error(), Refused: true})
-}
-
-// limit is a position beyond which no consumer can be that tells the truth.
-func (p *producer[E]) limit() uint64 {
-	if p.drained {
-		return p.end() + 1
-	}
-	return p.end()
-}
-
-// allow notes what the consumer has and wants, and says whether it asks for no
-// more than before.
-func (p *producer[E]) allow(received, demand uint64) (question bool) {
-	switch {
-	case received > p.limit():
-		return false // nonsense
-	case received > p.end():
-		p.stop(nil) // it has the end itself
-		return false
-	case received > p.acked:
-		p.drop(int(received - p.acked))
-		p.acked = received
-		p.cursor = max(p.cursor, received)
-	}
-	demand = min(demand, p.acked+maxWindow)
-	question = demand <= p.demand
-	p.demand = max(p.demand, demand)
-	p.sink.allow(p.base + p.demand + p.buffer)
-	return question
-}
-
-// drop forgets the first n of unacked. Moving the others down reuses their
-// memory, but must not be done again and again for a few out of many.
-func (p *producer[E]) drop(n int) {
-	if n < len(p.unacked)/16 {
-		clear(p.unacked[:n])
-		p.unacked = p.unacked[n:]
-	} else {
-		p.unacked = slices.Delete(p.unacked, 0, n)
-	}
-}
-
-// lose is about a consumer that is unreachable, or has stopped: then it is no
-// longer ours, and we keep what it did not acknowledge for the next one. Its
-// last words, if they have arrived, are in the mailbox; others have to wait.
-func (p *producer[E]) lose(err error, others ...StreamProducerMsg[E]) {
-	for range len(p.self.mailbox) {
-		switch msg := (<-p.self.mailbox).(type) {
-		case StreamDemand[E]:
-			p.receive(msg)
-		case StreamCancel[E]:
-			p.receive(msg)
-			others = append(others, msg) // it may be one of the next consumer's first
-		default:
-			others = append(others, msg)
-		}
-	}
-	if p.done {
-		return
-	}
-	p.waitsFor(fmt.Errorf("the consumer %v is lost: %w", p.consumer, err))
-	p.unreachable()
-	if !errors.Is(err, ErrUnreachable) {
-		p.unwatch()
-		p.consumer = ActorRef[StreamConsumerMsg[E]]{}
-		p.demand = 0
-	}
-	for _, msg := range others {
-		p.receive(msg)
-	}
-}
-
-// waitsFor notes what the callers of the sink are waiting for.
-func (p *producer[E]) waitsFor(err error) { p.sink.waiting.Store(&err) }
-
-// retry is what happens at a tick: what may not have arrived is said again.
-func (p *producer[E]) retry() {
-	p.again()
-	p.stalled = false
-	if p.attached() && p.watch == nil {
-		watchOver(&p.lifeline, p.self, p.consumer)
-		p.cursor = p.acked
-	}
-}
+// ---- The consumer, and the source behind it.
 
 // A StreamOption changes a setting of a StreamConsumer.
 type StreamOption func(*streamOptions)
@@ -642,21 +248,27 @@ type streamOptions struct {
 	peerTimeout time.Duration
 }
 
-// Window sets how many elements the consumer has room for, from 1 to 65536.
-// The default is 256.
+// Window sets how many elements the consumer has room for: from 1 to 65536, and
+// no more than the system's Mailbox, so that elements never find it full. Other
+// numbers are brought into that range. The default is 256: half of it costs small
+// elements a third of their speed, twice as much gains a fifth or less; elements
+// of 64 KiB gain nothing, and 256 of them are 16 MiB in each process.
 func Window(elements int) StreamOption {
-	return func(o *streamOptions) { o.window = min(max(elements, 1), maxWindow) }
+	return func(o *streamOptions) { o.window = elements }
 }
 
 // IdleTimeout ends the stream, with ErrIdle, when the consumer has waited that
-// long for an element. The default is to wait without limit: a producer that
-// has died or cannot be reached is noticed anyway.
+// long for an element. The default, and anything that is not positive, is to
+// wait without limit: a producer that has died or cannot be reached is noticed
+// anyway.
 func IdleTimeout(d time.Duration) StreamOption {
 	return func(o *streamOptions) { o.idle = d }
 }
 
-// PeerTimeout sets how long the consumer waits for a producer that has become
-// unreachable. The default is 30s.
+// PeerTimeout sets how long the consumer waits for the producer to answer, once
+// it has become unreachable. Less than five heartbeats count as five: three for
+// silence to be noticed, one that a rival waits for the place, and one until the
+// consumer asks again. The default is 30s.
 func PeerTimeout(d time.Duration) StreamOption {
 	return func(o *streamOptions) { o.peerTimeout = d }
 }
@@ -666,19 +278,25 @@ func PeerTimeout(d time.Duration) StreamOption {
 type SourceRef[E any] struct {
 	producer ActorRef[StreamProducerMsg[E]]
 	idle     time.Duration
-	step     uint64
-	runs     chan []E      // closed at the end; as large as the window, so that the consumer never blocks on it
-	err      error         // why it ended; nil if completed; set before runs is closed
-	consumed atomic.Uint64 // elements taken by All
-	taken    chan struct{} // tells the consumer that consumed has grown by step
+
+	// From the consumer to the loop. There is room for as many runs as the
+	// window has elements, so the consumer never waits for the loop.
+	runs   chan []E // closed at the end
+	closes sync.Once
+	err    error // why it ended; nil if completed; set before runs is closed
+
+	// From the loop to the consumer.
+	consumed atomic.Uint64 // the position up to which the loop has come
+	step     uint64        // half a window
+	progress chan struct{} // poked each time that the loop has consumed so many elements
 	leaving  sync.Once
 	left     chan struct{} // closed when the user wants no more
 }
 
 // GetSource returns a consumer's source, always the same; the consumer
-// subscribes when it is first asked for. It fails with ErrNotLocal for a
-// consumer of another process.
-func GetSource[E any](ctx context.Context, in Host, consumer ActorRef[StreamConsumerMsg[E]]) (*SourceRef[E], error) {
+// subscribes when it is first asked for, unless ctx has ended before. It fails
+// with ErrNotLocal for a consumer of another process, and like [Ask] otherwise.
+func GetSource[E any](ctx context.Context, in Place, consumer ActorRef[StreamConsumerMsg[E]]) (*SourceRef[E], error) {
 	if !in.system().local(consumer.address) {
 		return nil, fmt.Errorf("casty: get the source of %v: %w", consumer, ErrNotLocal)
 	}
@@ -688,37 +306,49 @@ func GetSource[E any](ctx context.Context, in Host, consumer ActorRef[StreamCons
 }
 
 // All ranges over the elements, blocking for each. It ends without an error
-// only when the stream was completed and everything has arrived; otherwise
-// the last pair carries the error: the producer failed or stopped, is
-// unreachable (ErrUnreachable) or idle (ErrIdle), has another consumer
-// (ErrAlreadySubscribed), or ctx ended.
+// only when the stream was completed and everything has arrived. Otherwise the
+// last pair carries an error:
+//
+//   - the producer's own, from Fail, as its text: nothing else crosses the wire;
+//   - ErrStopped: the producer or this consumer has stopped;
+//   - ErrUnreachable: the producer has not answered for PeerTimeout;
+//   - ErrAlreadySubscribed: the producer serves another consumer;
+//   - ErrCannotResume: the next elements went to another consumer, or the
+//     producer stopped before its end (then also ErrStopped);
+//   - ErrWrongType: the producer is for other elements;
+//   - ErrIdle: no element came for IdleTimeout;
+//   - ErrCancelled: an earlier loop over this source was left;
+//   - an element cannot be encoded or decoded, or is too large: the text says so;
+//   - the cause of ctx's end.
 //
 // Leaving the loop early, by break, return or panic, cancels the stream, and
-// so does the end of ctx. An element counts as consumed, and makes room for
-// another, once the loop asks for the next.
+// so do ErrIdle and the end of ctx. An element counts as consumed, and makes
+// room for another, once the loop asks for the next.
 func (s *SourceRef[E]) All(ctx context.Context) iter.Seq2[E, error] {
 	return func(yield func(E, error) bool) {
-		completed := false
+		early := true // by break, return or panic
 		defer func() {
-			if !completed {
-				s.leave() // by break, return, panic or error: also when the stream has failed by itself, harmlessly
+			if early {
+				s.leave()
 			}
 		}()
 		for {
 			run, err := s.next(ctx)
-			if err != nil {
-				var none E
-				yield(none, err)
-			}
 			if run == nil {
-				completed = err == nil
+				early = false
+				if err != nil {
+					var none E
+					yield(none, err)
+				}
 				return
 			}
 			for _, element := range run {
 				if !yield(element, nil) {
 					return
 				}
-				s.consume()
+				if s.consumed.Add(1)%s.step == 0 {
+					poke(s.progress)
+				}
 			}
 		}
 	}
@@ -734,7 +364,7 @@ func (s *SourceRef[E]) next(ctx context.Context) ([]E, error) {
 	case closed(s.left):
 		return nil, s.failed(ErrCancelled)
 	case ctx.Err() != nil:
-		return nil, s.failed(context.Cause(ctx))
+		return nil, s.abandon(context.Cause(ctx))
 	}
 	select {
 	case run, open := <-s.runs:
@@ -743,318 +373,772 @@ func (s *SourceRef[E]) next(ctx context.Context) ([]E, error) {
 		}
 		return run, nil
 	case <-idle:
-		return nil, s.failed(ErrIdle)
+		return nil, s.abandon(ErrIdle)
 	case <-ctx.Done():
-		return nil, s.failed(context.Cause(ctx))
+		return nil, s.abandon(context.Cause(ctx))
 	}
+}
+
+// leave tells the consumer that the user wants no more.
+func (s *SourceRef[E]) leave() { s.leaving.Do(func() { close(s.left) }) }
+
+func (s *SourceRef[E]) abandon(why error) error {
+	s.leave()
+	return s.failed(why)
+}
+
+// close is for the consumer. The first reason counts.
+func (s *SourceRef[E]) close(err error) {
+	s.closes.Do(func() {
+		if err != nil {
+			s.err = s.failed(err)
+		}
+		close(s.runs)
+	})
 }
 
 func (s *SourceRef[E]) failed(err error) error {
 	return fmt.Errorf("casty: stream from %v: %w", s.producer, err)
 }
 
-func (s *SourceRef[E]) consume() {
-	if s.consumed.Add(1)%s.step == 0 {
-		poke(s.taken)
-	}
-}
-
-func (s *SourceRef[E]) leave() { s.leaving.Do(func() { close(s.left) }) }
-
 // StreamConsumer is the behaviour of a stream's receiving end. It subscribes
 // to the producer when its source is asked for, and not before; it demands as
-// many elements as its window has room for, and more as they are consumed.
-// Once it has subscribed it stops after its producer, or when the producer
-// stays unreachable.
+// many elements as its window has room for, and more as they are consumed. Once
+// it has subscribed it stops after its producer, or when the producer stays
+// unreachable.
 func StreamConsumer[E any](producer ActorRef[StreamProducerMsg[E]], options ...StreamOption) Behavior[StreamConsumerMsg[E]] {
-	err := learnStream[E]()
-	// The default window is where more no longer pays: measured on one machine,
-	// small elements flow a third slower with half of it, and each doubling
-	// gains a fifth or less; elements of 64 KiB gain nothing, and 256 of them
-	// are 16 MiB in each process.
+	learnStream[E]()
 	o := streamOptions{window: 256, peerTimeout: 30 * time.Second}
 	for _, option := range options {
 		option(&o)
 	}
 	return func(self *Actor[StreamConsumerMsg[E]]) {
-		if err != nil {
-			panic(err)
+		window := max(1, min(o.window, maxWindow, cap(self.mailbox)))
+		c := &consumer[E]{
+			self:        self,
+			producer:    producer,
+			window:      uint64(window),
+			peerTimeout: max(o.peerTimeout, 5*self.in.config.Heartbeat),
+			source: &SourceRef[E]{
+				producer: producer,
+				idle:     o.idle,
+				runs:     make(chan []E, window),
+				step:     uint64(max(1, window/2)),
+				progress: make(chan struct{}, 1),
+				left:     make(chan struct{}),
+			},
+			retry: backoff{pause: 1},
 		}
-		c := &consumer[E]{self: self, producer: producer, options: o, lifeline: newLifeline(self), gap: none}
-		c.source = &SourceRef[E]{
-			producer: producer,
-			idle:     o.idle,
-			step:     uint64(max(1, o.window/2)),
-			runs:     make(chan []E, o.window),
-			taken:    make(chan struct{}, 1),
-			left:     make(chan struct{}),
-		}
-		c.left = c.source.left
-		defer func() { c.finish(fmt.Errorf("the consumer has %w", ErrStopped)) }()
 		c.run()
+		c.source.close(fmt.Errorf("the consumer has %w", ErrStopped))
 	}
 }
 
 // A consumer's fields are owned by its actor's goroutine.
 type consumer[E any] struct {
-	self     *Actor[StreamConsumerMsg[E]]
-	producer ActorRef[StreamProducerMsg[E]]
-	source   *SourceRef[E]
-	options  streamOptions
-	lifeline
+	self        *Actor[StreamConsumerMsg[E]]
+	producer    ActorRef[StreamProducerMsg[E]]
+	source      *SourceRef[E]
+	window      uint64
+	peerTimeout time.Duration
 
-	left      <-chan struct{} // the source's, until we have seen it closed
-	started   bool            // GetSource has been called
-	answered  bool            // the producer knows us
-	received  uint64          // the next position to take
-	demand    uint64
-	gap       uint64 // the position for which we have subscribed again since the last tick, or none
-	finished  bool   // the source is closed: what remains is to make our last word heard
-	cancelled bool   // and the last word is StreamCancel
-	done      bool
+	phase    phase
+	first    uint64 // the position where it began
+	received uint64 // the next to take
+
+	lastWord StreamProducerMsg[E] // nil while elements are wanted; once set, the source is closed, and nothing else matters
+	asked    time.Time            // when it began to wait for an answer, see rule 10; zero: it does not
+	retry    backoff              // when to subscribe again
 }
 
-const none = math.MaxUint64 // no position
+// A phase is how far a consumer has come.
+type phase int
+
+const (
+	unasked     phase = iota // nobody has asked for its source
+	subscribing              // it does not know yet where it begins
+	subscribed               // it does
+	finished                 // it has nothing left to say
+)
 
 func (c *consumer[E]) run() {
-	for !c.done {
+	tick := time.NewTicker(c.self.in.config.Heartbeat)
+	defer tick.Stop()
+	left := c.source.left
+	for c.phase != finished {
 		select {
 		case msg := <-c.self.Mailbox():
 			c.receive(msg)
-		case <-c.source.taken:
-			c.replenish()
-		case <-c.left:
+		case <-c.source.progress:
+			c.sayDemand()
+		case <-left:
+			left = nil
 			c.cancel()
-		case err := <-c.watch:
-			c.lose(err)
-		case <-c.tick.C:
-			c.retry()
+		case <-tick.C:
+			c.onTick()
 		case <-c.self.Done():
-			if closed(c.left) {
-				c.cancel() // the user left the loop, and then closed the system
+			if closed(c.source.left) { // the user left the loop, and then closed the system
+				c.cancel()
 			}
 			return
 		}
 	}
 }
 
-// finish ends the source.
-func (c *consumer[E]) finish(err error) {
-	if c.finished {
-		return
-	}
-	c.finished = true
-	if err != nil {
-		c.source.err = c.source.failed(err)
-	}
-	close(c.source.runs)
-}
-
 func (c *consumer[E]) receive(msg StreamConsumerMsg[E]) {
-	if m, local := msg.(getSource[E]); local {
+	if m, ok := msg.(getSource[E]); ok {
 		m.replyTo.Tell(c.self, c.source)
 		c.start()
 		return
 	}
-	if !c.started {
-		return // nobody can know us
+	if c.phase == unasked {
+		return // it has not subscribed, so nobody can have anything to say to it
 	}
-	c.alive()
-	c.answered = true
 	switch m := msg.(type) {
+	case Subscribed[E]:
+		c.onSubscribed(m.Seq)
 	case StreamElement[E]:
-		c.take(m)
+		c.onElements(m.Seq, m.Elements)
 	case StreamCompleted[E]:
-		c.last(m.Seq, nil)
+		c.onEnd(m.Seq, nil)
 	case StreamFailed[E]:
-		if m.Refused {
-			c.finish(reason(m.Reason))
-			c.done = true
-		} else {
-			c.last(m.Seq, reason(m.Reason))
-		}
+		c.onEnd(m.Seq, errors.New(m.Reason))
+	case StreamRefused[E]:
+		c.onRefused(m.Reason)
+	case peerLost[E]:
+		c.onLost(m.err)
 	}
 }
 
-// reason makes an error of a text that has crossed the wire.
-func reason(text string) error {
-	for _, known := range []error{ErrAlreadySubscribed, ErrCannotResume} {
-		if text == known.Error() {
-			return known
-		}
-	}
-	return errors.New(text)
-}
-
+// start is rule 5.
 func (c *consumer[E]) start() {
-	if !c.started {
-		c.started = true
-		c.demand = uint64(c.options.window)
-		watchOver(&c.lifeline, c.self, c.producer)
-		c.say()
+	if c.phase == unasked {
+		c.phase = subscribing
+		watchPeer[E](c.self, c.producer)
+		c.subscribe()
 	}
 }
 
-// say tells the producer where we stand. It can always be said again.
-func (c *consumer[E]) say() {
-	var where StreamProducerMsg[E] = StreamDemand[E]{c.self.Ref(), c.received, c.demand}
-	if !c.answered {
-		where = Subscribe[E]{c.self.Ref(), c.received, c.demand}
+// tell ignores errors: what was not told is told again.
+func (c *consumer[E]) tell(msg StreamProducerMsg[E]) { c.producer.tell(c.self, msg) }
+
+// subscribe asks to be served from the next position on, or from anywhere as
+// long as nothing has been taken.
+func (c *consumer[E]) subscribe() {
+	from := c.received
+	if c.received == c.first {
+		from = 0
 	}
-	err := error(nil)
-	if !c.cancelled || !c.answered { // a producer that does not know us would not listen to a cancel
-		err = c.producer.tell(c.self, where)
-	}
-	if c.cancelled {
-		err = cmp.Or(err, c.producer.tell(c.self, StreamCancel[E]{c.self.Ref()}))
-	}
-	if err != nil {
-		c.hurry()
+	c.asked = cmp.Or(c.asked, time.Now())
+	c.tell(Subscribe[E]{c.self.Ref(), from})
+}
+
+// demand is the position up to which there is room: rule 11.
+func (c *consumer[E]) demand() uint64 { return c.source.consumed.Load() + c.window }
+
+func (c *consumer[E]) sayDemand() {
+	if c.phase == subscribed && c.lastWord == nil {
+		c.tell(StreamDemand[E]{c.self.Ref(), c.received, c.demand()})
 	}
 }
 
-// take hands on what is new in a run of elements.
-func (c *consumer[E]) take(m StreamElement[E]) {
-	if m.Seq > c.received {
-		c.missed()
+// onSubscribed is rule 8: where the producer goes on is where the consumer
+// does, or begins, or can no longer.
+func (c *consumer[E]) onSubscribed(seq uint64) {
+	nothingTaken := c.received == c.first
+	switch {
+	case c.lastWord != nil: // the user left before the consumer was served
+		c.phase, c.asked = subscribed, time.Now()
+		c.tell(c.lastWord)
+		return
+	case c.phase == subscribing, nothingTaken && seq > c.received:
+		c.phase, c.first, c.received = subscribed, seq, seq
+		c.source.consumed.Store(seq)
+	case seq > c.received:
+		c.quit(fmt.Errorf("%w: others have received the elements from %d to %d", ErrCannotResume, c.received, seq-1))
 		return
 	}
-	run := m.Elements[min(c.received-m.Seq, uint64(len(m.Elements))):]
-	run = run[:min(uint64(len(run)), c.demand-c.received)] // what exceeds the demand is dropped, and shows as a gap
-	if len(run) > 0 && !c.finished {
+	c.asked = time.Time{}
+	c.sayDemand()
+}
+
+// onElements is rule 6: it hands on what is new. What exceeds the demand, from a
+// producer that breaks rule 1, is dropped, and shows as a gap.
+func (c *consumer[E]) onElements(seq uint64, elements []E) {
+	if !c.follows(seq) {
+		return
+	}
+	run := elements[min(c.received-seq, uint64(len(elements))):]
+	run = run[:min(uint64(len(run)), c.demand()-c.received)]
+	if len(run) > 0 {
 		c.source.runs <- run
 		c.received += uint64(len(run))
+		c.asked = time.Time{}
 	}
 }
 
-// missed subscribes again from the first position that is missing: once per
-// tick, for whatever is still under way shows the same gap.
-func (c *consumer[E]) missed() {
-	if !c.finished && c.gap != c.received {
-		c.gap, c.answered = c.received, false
-		c.say()
+// follows says whether a message about a position is of use, which it is if
+// nothing is missing before that position. If something is, it is asked for,
+// once: whatever is still under way shows the same gap.
+func (c *consumer[E]) follows(seq uint64) bool {
+	if c.phase == subscribing || c.lastWord != nil {
+		return false
 	}
+	if seq > c.received && c.asked.IsZero() {
+		c.subscribe()
+	}
+	return seq <= c.received
 }
 
-// last takes the end of the stream, and acknowledges it however often it comes.
-func (c *consumer[E]) last(seq uint64, err error) {
-	if seq > c.received {
-		c.missed()
-		return
-	}
-	if seq == c.received && !c.finished {
-		c.received++
-		c.finish(err)
-	}
-	c.say()
-}
-
-// replenish demands as many elements as have been consumed since.
-func (c *consumer[E]) replenish() {
-	if !c.finished {
-		c.demand = c.source.consumed.Load() + uint64(c.options.window)
-		c.say()
+// onEnd takes the end of the stream. The last word acknowledges it: rule 9.
+func (c *consumer[E]) onEnd(seq uint64, err error) {
+	if c.follows(seq) && seq == c.received {
+		c.sayLast(StreamDemand[E]{c.self.Ref(), seq + 1, seq + 1}, err)
 	}
 }
 
 func (c *consumer[E]) cancel() {
-	c.left = nil
-	if !c.finished {
-		c.cancelled = true
-		c.finish(ErrCancelled)
-		c.say()
+	if c.lastWord == nil {
+		c.sayLast(StreamCancel[E]{c.self.Ref()}, ErrCancelled)
 	}
 }
 
-// lose is about a producer that is unreachable, or has stopped. All that it
-// said before it stopped is in the mailbox.
-func (c *consumer[E]) lose(err error) {
-	c.unreachable()
-	if errors.Is(err, ErrUnreachable) {
+// sayLast closes the source. What remains is to make the last word heard: rule 9.
+func (c *consumer[E]) sayLast(word StreamProducerMsg[E], err error) {
+	c.source.close(err)
+	c.lastWord = word
+	c.asked = time.Now()
+	if c.phase == subscribed {
+		c.tell(word)
+	}
+}
+
+// quit closes the source without a last word: the producer is gone, refuses the
+// consumer, or does not answer.
+func (c *consumer[E]) quit(err error) {
+	c.source.close(err)
+	c.phase = finished
+}
+
+// onRefused makes an error of the text that has crossed the wire.
+func (c *consumer[E]) onRefused(reason string) {
+	if reason == ErrAlreadySubscribed.Error() {
+		c.quit(ErrAlreadySubscribed)
+	} else {
+		c.quit(errors.New(reason))
+	}
+}
+
+// onLost gives a producer up that has stopped, or is for other elements. One
+// that is unreachable may come back, and is asked soon.
+func (c *consumer[E]) onLost(err error) {
+	switch {
+	case errors.Is(err, ErrUnreachable):
+		c.retry.pause = 1
+	case errors.Is(err, ErrStopped) && c.received > c.first:
+		c.quit(fmt.Errorf("%w: the producer has %w", ErrCannotResume, err))
+	default:
+		c.quit(err)
+	}
+}
+
+// onTick says again what may not have been heard: rules 7, 9 and 10.
+func (c *consumer[E]) onTick() {
+	switch {
+	case c.phase == unasked:
+		return
+	case !c.asked.IsZero() && time.Since(c.asked) >= c.peerTimeout:
+		c.quit(fmt.Errorf("%w for %v", ErrUnreachable, c.peerTimeout))
 		return
 	}
-	for range len(c.self.mailbox) {
-		c.receive(<-c.self.mailbox)
+	watchPeer[E](c.self, c.producer)
+	switch {
+	case c.lastWord != nil && c.phase == subscribed:
+		c.tell(c.lastWord)
+	case c.retry.due(c.received):
+		c.subscribe()
+	default:
+		c.sayDemand()
 	}
-	if errors.Is(err, ErrStopped) {
-		err = fmt.Errorf("%w: it ended before completion: %w", ErrCannotResume, err)
-	}
-	c.finish(err)
-	c.done = true
 }
 
-// retry is what happens at a tick: what may not have been heard is said again.
-func (c *consumer[E]) retry() {
-	c.again()
-	if !c.started {
+// A backoff says at which ticks to subscribe again: at the first since which
+// nothing new has come, and then after pauses that double.
+type backoff struct {
+	reached uint64 // the position at the last tick
+	ticks   int    // that the present pause has lasted
+	pause   int    // in ticks
+}
+
+const maxPause = 8
+
+// due is called once per tick.
+func (b *backoff) due(position uint64) bool {
+	if position > b.reached {
+		*b = backoff{reached: position, pause: 1}
+		return false
+	}
+	if b.ticks++; b.ticks < b.pause {
+		return false
+	}
+	b.ticks, b.pause = 0, min(2*b.pause, maxPause)
+	return true
+}
+
+// ---- The producer, and the sink in front of it.
+
+// A SinkRef puts elements into a stream. It belongs to the process of its
+// producer, and any number of goroutines may use it.
+type SinkRef[E any] struct {
+	producer Address
+	elements chan E                // put, and not yet taken by the producer; as many as the buffer
+	excuse   atomic.Pointer[error] // why Put and Complete wait, if it is because of the consumer
+
+	// From the sink to the producer.
+	ending  chan struct{} // closed at the end, so that whoever is putting leaves
+	ends    sync.Once
+	cause   error        // Fail's; set before ending is closed
+	putting sync.RWMutex // held for reading by Put
+
+	// From the producer to the sink.
+	stopped chan struct{} // closed when nothing that is put will be sent
+	err     error         // why; nil after a clean end; set before stopped is closed
+}
+
+// GetSink returns a producer's sink, always the same. It fails with
+// ErrNotLocal for a producer of another process, and like [Ask] otherwise.
+func GetSink[E any](ctx context.Context, in Place, producer ActorRef[StreamProducerMsg[E]]) (*SinkRef[E], error) {
+	if !in.system().local(producer.address) {
+		return nil, fmt.Errorf("casty: get the sink of %v: %w", producer, ErrNotLocal)
+	}
+	return Ask(ctx, in, producer, func(replyTo ActorRef[*SinkRef[E]]) StreamProducerMsg[E] {
+		return getSink[E]{replyTo}
+	})
+}
+
+// Put adds an element to the stream. It blocks while the buffer is full, until
+// the consumer demands more or ctx ends; the error then says what became of
+// the consumer. It fails after Complete or Fail (ErrCompleted), once the
+// consumer has cancelled (ErrCancelled), once an element cannot be sent
+// (ErrUnsendable), and when the producer has stopped (ErrStopped). Nil means
+// that the producer will send the element, not that it has arrived.
+func (s *SinkRef[E]) Put(ctx context.Context, element E) error {
+	s.putting.RLock()
+	defer s.putting.RUnlock()
+	if err := s.over(ctx); err != nil {
+		return s.failed("put to", err)
+	}
+	select {
+	case s.elements <- element:
+		return nil
+	default: // full
+	}
+	select {
+	case s.elements <- element:
+		return nil
+	case <-s.stopped:
+	case <-s.ending:
+	case <-ctx.Done():
+	}
+	return s.failed("put to", s.over(ctx))
+}
+
+// over says why nothing can be put, if so.
+func (s *SinkRef[E]) over(ctx context.Context) error {
+	switch {
+	case closed(s.stopped):
+		return cmp.Or(s.err, ErrCompleted)
+	case closed(s.ending):
+		return ErrCompleted
+	case ctx.Err() != nil:
+		return s.late(ctx)
+	}
+	return nil
+}
+
+// Complete ends the stream after everything that was put. It blocks until the
+// consumer has acknowledged everything, and returns nil then; until ctx ends,
+// and says what became of the consumer; or until the stream ends otherwise,
+// with the errors of Put. Acknowledged means that the consumer's process holds
+// it, not that the loop over the source has seen it. Calling Complete again
+// waits again.
+func (s *SinkRef[E]) Complete(ctx context.Context) error {
+	return s.finish(ctx, "complete", nil)
+}
+
+// Fail is Complete with a cause, whose text, up to 1 KiB of it, becomes the
+// last error of the consumer: no error of the cause's own type or identity.
+func (s *SinkRef[E]) Fail(ctx context.Context, cause error) error {
+	return s.finish(ctx, "fail", cmp.Or(cause, errors.New("failed")))
+}
+
+func (s *SinkRef[E]) finish(ctx context.Context, doing string, cause error) error {
+	first := false
+	s.ends.Do(func() {
+		first = true
+		s.cause = cause
+		close(s.ending)
+	})
+	if !first && (cause != nil || s.cause != nil) { // Complete alone can be called again, after itself
+		return s.failed(doing, ErrCompleted)
+	}
+	select {
+	case <-s.stopped:
+		if s.err != nil {
+			return s.failed(doing, s.err)
+		}
+		return nil
+	case <-ctx.Done():
+		return s.failed(doing, s.late(ctx))
+	}
+}
+
+// close is for the producer. The first reason counts.
+func (s *SinkRef[E]) close(err error) {
+	if !closed(s.stopped) {
+		s.err = err
+		close(s.stopped)
+	}
+}
+
+// late is ctx's error and, if it was the consumer that kept us waiting, why.
+func (s *SinkRef[E]) late(ctx context.Context) error {
+	if excuse := s.excuse.Load(); excuse != nil {
+		return fmt.Errorf("%w: %w", context.Cause(ctx), *excuse)
+	}
+	return context.Cause(ctx)
+}
+
+func (s *SinkRef[E]) failed(doing string, err error) error {
+	return fmt.Errorf("casty: %s %v: %w", doing, s.producer, err)
+}
+
+// StreamProducer is the behaviour of a stream's sending end. It takes what is
+// put into its sink, which has room for buffer elements that nobody has
+// demanded yet; less than 0 counts as 0. It stops when its consumer has
+// acknowledged everything or has cancelled.
+//
+// It never sends an element that was not demanded (Reactive Streams, rule
+// 1.1), and serves one consumer at a time. When that one has stopped, or has
+// been unreachable for a heartbeat, another may subscribe, and is served all
+// that was not acknowledged. Elements that gob cannot carry can be streamed
+// within a process only.
+func StreamProducer[E any](buffer int) Behavior[StreamProducerMsg[E]] {
+	learnStream[E]()
+	return func(self *Actor[StreamProducerMsg[E]]) {
+		p := &producer[E]{self: self, sink: &SinkRef[E]{
+			producer: self.address,
+			elements: make(chan E, max(buffer, 0)),
+			ending:   make(chan struct{}),
+			stopped:  make(chan struct{}),
+		}}
+		p.excuse(errors.New("no consumer has subscribed"))
+		defer p.sink.close(ErrStopped)
+		p.run()
+	}
+}
+
+// A producer's fields are owned by its actor's goroutine.
+type producer[E any] struct {
+	self    *Actor[StreamProducerMsg[E]]
+	sink    *SinkRef[E]
+	backlog backlog[E]
+	served  *subscription[E] // nil: nobody is served
+	rival   *Subscribe[E]    // of a consumer that waits for the place; nil: none does
+	refusal error            // why nobody is served any more, see onLost; nil: somebody may be
+}
+
+// A backlog is what a producer has taken from its sink and has not been
+// acknowledged. It is the same for every consumer.
+type backlog[E any] struct {
+	base     uint64               // the position of the first element here
+	elements []E                  // at most maxWindow and, at the end, the sink's buffer
+	last     StreamConsumerMsg[E] // the end of the stream; nil: more may come
+}
+
+// end is the position behind the last element taken from the sink.
+func (b *backlog[E]) end() uint64 { return b.base + uint64(len(b.elements)) }
+
+func (b *backlog[E]) from(position uint64) []E { return b.elements[position-b.base:] }
+
+// drop forgets what is before a position. Few of many elements are sliced off;
+// otherwise the rest is moved down, so that its memory is used again.
+func (b *backlog[E]) drop(before uint64) {
+	n := int(before - b.base)
+	if n < len(b.elements)/4 {
+		clear(b.elements[:n])
+		b.elements = b.elements[n:]
+	} else {
+		b.elements = slices.Delete(b.elements, 0, n)
+	}
+	b.base = before
+}
+
+// cut makes a position the end of the stream. What is behind is never sent.
+func (b *backlog[E]) cut(at uint64, cause error) {
+	b.elements = b.elements[:at-b.base]
+	b.last = StreamCompleted[E]{at}
+	if cause != nil {
+		b.last = StreamFailed[E]{at, brief(cause)}
+	}
+}
+
+// A subscription is what a producer knows of a consumer that it serves.
+type subscription[E any] struct {
+	self     *Actor[StreamProducerMsg[E]]
+	consumer ActorRef[StreamConsumerMsg[E]]
+	lost     time.Time // since when the consumer is unreachable; zero: it is not
+
+	// Positions, of which acked is never past cursor.
+	acked  uint64 // the consumer holds everything before it
+	cursor uint64 // the next to send
+	demand uint64 // send nothing at or past it
+
+	length uint64 // how many elements to send together, in units of 1/growth; fewer after that many were too large
+}
+
+const (
+	maxRun = 128 // elements in a message; longer runs are no faster
+	growth = 64  // runs that are sent before the next may be one element longer: each that proves too large costs an encoding
+)
+
+func (s *subscription[E]) tell(msg StreamConsumerMsg[E]) error { return s.consumer.tell(s.self, msg) }
+
+// resume is rule 2: it goes on where the consumer wants to, or as near as it can.
+func (s *subscription[E]) resume(from uint64) {
+	s.cursor = max(from, s.acked)
+	s.tell(Subscribed[E]{s.cursor})
+}
+
+// note takes in what the consumer holds and how much more it wants. What it has
+// not been sent since it last subscribed, it cannot acknowledge.
+func (s *subscription[E]) note(m StreamDemand[E]) {
+	if m.Received <= s.cursor {
+		s.acked = max(s.acked, m.Received)
+	}
+	s.demand = max(s.demand, min(m.Demand, s.acked+maxWindow))
+}
+
+// send tells the consumer all that it may have and has not been sent, or as much
+// as can be told now, and why not more.
+func (s *subscription[E]) send(b *backlog[E]) error {
+	for s.cursor < min(b.end(), s.demand) {
+		if err := s.sendRun(b.from(s.cursor)); err != nil {
+			return err
+		}
+	}
+	if b.last == nil || s.cursor != b.end() {
+		return nil
+	}
+	err := s.tell(b.last)
+	if err == nil {
+		s.cursor++
+	}
+	return err
+}
+
+// sendRun sends as many elements as may travel together. A run that is too
+// large is halved, and those behind it, which are probably alike, grow slowly.
+func (s *subscription[E]) sendRun(run []E) error {
+	run = run[:min(uint64(len(run)), s.length/growth, s.demand-s.cursor)]
+	message := run
+	if s.self.in.local(s.consumer.address) {
+		message = slices.Clone(run) // for a local message is not copied, and drop moves others into its place
+	}
+	err := s.tell(StreamElement[E]{s.cursor, message})
+	switch {
+	case errors.Is(err, ErrUnsendable) && len(run) > 1:
+		s.length = uint64(len(run)) / 2 * growth
+		return nil
+	case err != nil:
+		return err
+	}
+	s.cursor += uint64(len(run))
+	s.length = min(s.length+1, maxRun*growth)
+	return nil
+}
+
+func (p *producer[E]) run() {
+	tick := time.NewTicker(p.self.in.config.Heartbeat)
+	defer tick.Stop()
+	for p.self.ctx.Err() == nil {
+		room := p.send()
+		elements, ending := p.sink.elements, p.sink.ending
+		switch {
+		case p.backlog.last != nil || p.refusal != nil:
+			elements, ending = nil, nil
+		case p.served == nil || p.backlog.end() >= p.served.demand:
+			// No demand: a nil channel never fires, the buffer fills, and Put
+			// blocks. Only the end needs no demand.
+			elements = nil
+		}
+		select {
+		case element := <-elements:
+			p.backlog.elements = append(p.backlog.elements, element)
+			p.takeBefore(p.served.demand) // whatever is ready behind it
+		case <-ending:
+			p.takeRest()
+		case msg := <-p.self.Mailbox():
+			p.receive(msg)
+		case <-room: // the connection takes more
+		case <-tick.C:
+			p.onTick()
+		case <-p.self.Done():
+		}
+	}
+}
+
+// stop ends the sink, and asks the actor to stop: rule 4.
+func (p *producer[E]) stop(err error) {
+	p.sink.close(err)
+	p.self.stop()
+}
+
+// takeBefore takes what the sink holds, up to a position.
+func (p *producer[E]) takeBefore(position uint64) {
+	for len(p.sink.elements) > 0 && p.backlog.end() < position {
+		p.backlog.elements = append(p.backlog.elements, <-p.sink.elements)
+	}
+}
+
+// takeRest takes all that the sink holds. Since the sink's end has made whoever
+// was putting leave, the lock means that nothing more comes.
+func (p *producer[E]) takeRest() {
+	p.sink.putting.Lock()
+	defer p.sink.putting.Unlock()
+	p.takeBefore(math.MaxUint64)
+	p.backlog.cut(p.backlog.end(), p.sink.cause)
+}
+
+// send sends what may be sent, and returns what is closed when there is room
+// for more. An element that can never be sent ends the stream before it.
+func (p *producer[E]) send() (room <-chan struct{}) {
+	if p.served == nil || p.refusal != nil {
+		return nil
+	}
+	err := p.served.send(&p.backlog)
+	if errors.Is(err, ErrUnsendable) {
+		p.sink.close(err)
+		p.backlog.cut(p.served.cursor, err)
+		err = p.served.send(&p.backlog)
+	}
+	var full roomAhead
+	if errors.As(err, &full) {
+		return full.room
+	}
+	return nil // what could not be told for other reasons is told after the next message or tick
+}
+
+func (p *producer[E]) receive(msg StreamProducerMsg[E]) {
+	switch m := msg.(type) {
+	case getSink[E]:
+		m.replyTo.Tell(p.self, p.sink)
+	case Subscribe[E]:
+		p.onSubscribe(m)
+	case StreamDemand[E]:
+		if p.serves(m.Consumer) {
+			p.served.note(m)
+			p.onWord()
+		}
+	case StreamCancel[E]:
+		if p.serves(m.Consumer) {
+			p.stop(ErrCancelled)
+		}
+	case peerLost[E]:
+		if p.serves(ActorRef[StreamConsumerMsg[E]]{m.peer}) {
+			p.onLost(m.err)
+		}
+	}
+}
+
+// serves says whether it is the consumer that is served who speaks.
+func (p *producer[E]) serves(consumer ActorRef[StreamConsumerMsg[E]]) bool {
+	return p.served != nil && p.served.consumer == consumer
+}
+
+// onSubscribe is rules 2 and 3.
+func (p *producer[E]) onSubscribe(m Subscribe[E]) {
+	switch {
+	case m.Consumer == (ActorRef[StreamConsumerMsg[E]]{}) || m.From > p.backlog.end():
+		// Nonsense: it comes from nobody, or from one that has had more than there is.
+	case p.refusal != nil:
+		p.refuse(m.Consumer, p.refusal)
+	case p.serves(m.Consumer):
+		p.served.resume(m.From)
+		p.onWord()
+	default:
+		p.rival = &m // in place of another that waits, and will ask again
+		p.admit()
+	}
+}
+
+func (p *producer[E]) refuse(consumer ActorRef[StreamConsumerMsg[E]], why error) {
+	consumer.tell(p.self, StreamRefused[E]{brief(why)})
+}
+
+// onWord is what follows from any word of the served consumer: it is there, and
+// holds what it has acknowledged.
+func (p *producer[E]) onWord() {
+	p.served.lost = time.Time{}
+	p.sink.excuse.Store(nil)
+	if p.rival != nil {
+		p.refuse(p.rival.Consumer, ErrAlreadySubscribed)
+		p.rival = nil
+	}
+	switch {
+	case p.refusal != nil:
+		p.refuse(p.served.consumer, p.refusal)
+	case p.served.acked > p.backlog.end(): // the consumer has the end itself
+		p.stop(nil)
+	default:
+		p.backlog.drop(p.served.acked)
+	}
+}
+
+// admit serves a rival if nobody is served, or if who is has been unreachable
+// for a heartbeat. The rival begins at the first element that has not been
+// acknowledged, and has demanded nothing yet.
+func (p *producer[E]) admit() {
+	heartbeat := p.self.in.config.Heartbeat
+	if p.rival == nil || p.served != nil && (p.served.lost.IsZero() || time.Since(p.served.lost) < heartbeat) {
 		return
 	}
-	if c.lost.IsZero() && c.quiet {
-		c.lost = time.Now() // it does not answer
-	}
-	if !c.lost.IsZero() && time.Since(c.lost) >= c.options.peerTimeout {
-		c.finish(fmt.Errorf("%w for %v", ErrUnreachable, c.options.peerTimeout))
-		c.done = true
-		return
-	}
-	if c.watch == nil {
-		watchOver(&c.lifeline, c.self, c.producer)
-		c.answered = false
-	}
-	c.say()
-	c.quiet, c.gap = true, none
+	p.served = &subscription[E]{self: p.self, consumer: p.rival.Consumer, acked: p.backlog.base, length: maxRun * growth}
+	p.served.resume(p.rival.From)
+	p.rival = nil
+	p.sink.excuse.Store(nil)
+	watchPeer[E](p.self, p.served.consumer)
 }
 
-// A lifeline is what one end of a stream knows of the other: whether it can
-// be reached, and when to say something again.
-type lifeline struct {
-	heartbeat time.Duration
-	watch     <-chan error // nil once it has fired: the next tick watches, and so dials, again
-	unwatch   context.CancelFunc
-	tick      *time.Timer // once per heartbeat; in trouble, after a growing pause
-	pause     time.Duration
-	hurried   bool
-	lost      time.Time // since when the peer is unreachable; zero: it is not
-	quiet     bool      // nothing has been heard since the last tick
-}
-
-func newLifeline(in Host) lifeline {
-	heartbeat := in.system().config.Heartbeat
-	return lifeline{heartbeat: heartbeat, tick: time.NewTimer(heartbeat), pause: heartbeat, unwatch: func() {}}
-}
-
-// watchOver watches the peer, in place of whom it watched before.
-func watchOver[M, P any](l *lifeline, self *Actor[M], peer ActorRef[P]) {
-	l.unwatch()
-	ctx, cancel := context.WithCancel(self.Context())
-	l.watch, l.unwatch = peer.Watch(ctx, self), cancel
-}
-
-// alive notes a sign of life.
-func (l *lifeline) alive() {
-	l.quiet, l.hurried, l.lost, l.pause = false, false, time.Time{}, l.heartbeat
-}
-
-// unreachable notes that the peer is, or still is.
-func (l *lifeline) unreachable() {
-	l.watch = nil
-	if l.lost.IsZero() {
-		l.lost = time.Now()
-	}
-	l.hurry()
-}
-
-// hurry brings the next tick forward, and lets the pauses grow from there
-// until something is heard.
-func (l *lifeline) hurry() {
-	if !l.hurried {
-		l.hurried, l.pause = true, l.heartbeat/64
-		l.again()
+// onLost is about the served consumer. If it is unreachable it may come back; if
+// it has stopped, what it did not acknowledge is kept for the next one. If its
+// process cannot decode an element the stream ends: to send that again is no
+// use, and nobody knows its position.
+func (p *producer[E]) onLost(err error) {
+	p.excuse(fmt.Errorf("the consumer %v is lost: %w", p.served.consumer, err))
+	switch {
+	case errors.Is(err, ErrUnsendable):
+		p.refusal = err
+		p.sink.close(err)
+		p.refuse(p.served.consumer, err)
+	case p.refusal != nil: // whom it was said to is gone
+		p.stop(p.refusal)
+	case errors.Is(err, ErrUnreachable):
+		p.served.lost = cmp.Or(p.served.lost, time.Now())
+		p.admit()
+	default:
+		p.served = nil
+		p.admit()
 	}
 }
 
-// again sets the next tick.
-func (l *lifeline) again() {
-	l.tick.Reset(l.pause)
-	l.pause = min(2*l.pause, l.heartbeat)
+// excuse notes why the callers of the sink may have to wait.
+func (p *producer[E]) excuse(why error) { p.sink.excuse.Store(&why) }
+
+// onTick renews the watch, and looks whether a rival has waited long enough.
+func (p *producer[E]) onTick() {
+	if p.served != nil {
+		watchPeer[E](p.self, p.served.consumer)
+	}
+	p.admit()
 }
