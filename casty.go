@@ -309,14 +309,14 @@ func (r *ActorRef[M]) GobDecode(uri []byte) (err error) {
 	return err
 }
 
-// Tell sends a message and never blocks. Messages from one actor to another
+// Tell sends a message and never waits for the receiver. Messages from one actor to another
 // arrive at most once, and in order while a connection lasts. One that cannot
 // arrive is a dead letter where that is noticed, here or in the actor's
 // process: tell when an answer is not needed, or use Ask, Watch or a stream.
 //
-// A message to this process is shared, not copied: do not change it later.
-// One to another process has been encoded when Tell returns; a GobEncode in it
-// must not tell actors anything.
+// A message to this process is shared, not copied: do not change it later. One to
+// another process has been encoded when Tell returns, one after the other for each
+// process: a GobEncode of its types must not wait, nor tell actors anything.
 func (r ActorRef[M]) Tell(from Place, msg M) {
 	if err := r.tell(from, msg); err != nil {
 		from.system().deadLetter(r.address, msg, err)
@@ -813,7 +813,7 @@ type Config struct {
 	// Mailbox is how many messages wait for an actor before the next one is
 	// a dead letter. Default 512.
 	Mailbox int
-	// MaxMessage bounds a message on the network, in bytes; at most 2 GiB - 1.
+	// MaxMessage bounds a message on the network, in bytes: from 1 KiB to 2 GiB.
 	// Peers with another limit are refused. Default 1 MiB: gob recurses on the
 	// stack while it decodes, half a kilobyte for each byte of a message in the
 	// worst case, and a process does not survive a stack of 1 GB. A larger
@@ -835,6 +835,11 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
+const (
+	minMessage = 1 << 10 // what processes say of themselves must fit
+	maxMessage = math.MaxInt32
+)
+
 // check names the first setting that cannot work.
 func (c Config) check() error {
 	if err := checkName("system", c.Name); err != nil {
@@ -850,8 +855,8 @@ func (c Config) check() error {
 		return fmt.Errorf("Heartbeat is %v: it must be positive", c.Heartbeat)
 	case c.Mailbox < 0:
 		return fmt.Errorf("Mailbox is %d: it must be positive", c.Mailbox)
-	case c.MaxMessage < 0 || c.MaxMessage > math.MaxInt32:
-		return fmt.Errorf("MaxMessage is %d: it must be from 1 to %d", c.MaxMessage, math.MaxInt32)
+	case c.MaxMessage < minMessage || c.MaxMessage > maxMessage:
+		return fmt.Errorf("MaxMessage is %d: it must be from %d to %d", c.MaxMessage, minMessage, maxMessage)
 	}
 	return nil
 }

@@ -180,7 +180,7 @@ func Discoverable[M any](key ServiceKey[M], behavior Behavior[M]) Behavior[M] {
 	return func(self *Actor[M]) {
 		if err := Register(self, key, self.Ref()); err == nil {
 			behavior(self)
-		} // or it has been asked to stop in the meantime
+		} // otherwise it has been asked to stop in the meantime
 	}
 }
 
@@ -306,11 +306,45 @@ func StartNode(cfg Config) (_ *System, err error) {
 	return join(cfg, address, listener)
 }
 
+// listen binds a node, and tells what its peers dial.
+func listen(cfg Config) (listener net.Listener, address string, err error) {
+	if listener = cfg.Listener; listener == nil {
+		if listener, err = net.Listen("tcp", cmp.Or(cfg.Address, "127.0.0.1:0")); err != nil {
+			return nil, "", err
+		}
+	}
+	if address, err = reachable(cfg.Address, listener.Addr().String()); err != nil {
+		listener.Close()
+		return nil, "", err
+	}
+	if at, ok := listener.Addr().(*net.TCPAddr); ok && !at.IP.IsLoopback() && cfg.TLS == nil {
+		cfg.Logger.Warn("casty: listening without TLS: whoever can connect can send anything to any actor", "on", at.String())
+	}
+	return listener, address, nil
+}
+
+// reachable is the address that peers dial: the one wanted, if any, with the port
+// that is listened on if it leaves that open.
+func reachable(wanted, bound string) (string, error) {
+	host, port, err := net.SplitHostPort(cmp.Or(wanted, bound))
+	if err != nil {
+		return "", err
+	}
+	if port == "0" {
+		_, port, _ = net.SplitHostPort(bound)
+	}
+	address := net.JoinHostPort(host, port)
+	if net.ParseIP(host).IsUnspecified() {
+		return "", fmt.Errorf("peers cannot dial %s: set Listener to listen on all interfaces", address)
+	}
+	return address, checkHost(address)
+}
+
 // join makes a system with a network and a receptionist.
 func join(cfg Config, host string, listener net.Listener) (*System, error) {
+	learn(announcement{}, departure{})
 	s := newSystem(cfg, host)
 	s.network = newRemote(s, listener)
-	learn(announcement{}, departure{})
 	_, err := spawn(s, receptionistName, func(self *Actor[receptionistMsg]) {
 		(&receptionist{self: self, directory: directoryOf(self), strangers: map[string]int{}}).run()
 	})
@@ -342,9 +376,7 @@ func (r *receptionist) run() {
 			r.announce(r.contacts())
 		case <-r.self.Done():
 			_, others := r.now()
-			for _, host := range others {
-				r.tell(host, departure{r.self.in.host})
-			}
+			r.tell(departure{r.self.in.host}, others...)
 			return
 		}
 	}
@@ -366,11 +398,7 @@ func (r *receptionist) announce(more []string) {
 	a, hosts := r.now()
 	hosts = append(hosts, more...)
 	slices.Sort(hosts)
-	for _, host := range slices.Compact(hosts) {
-		if host != a.From {
-			r.tell(host, a)
-		}
-	}
+	r.tell(a, slices.Compact(hosts)...)
 }
 
 // contacts are those to be told at this heartbeat, though they are not known.
@@ -385,12 +413,18 @@ func (r *receptionist) contacts() []string {
 	return hosts
 }
 
-// tell tells another receptionist. What does not arrive will be said again,
-// in vain only if there is more of it than MaxMessage.
-func (r *receptionist) tell(host string, msg receptionistMsg) {
-	ref := ActorRef[receptionistMsg]{Address{r.self.in.config.Name, host, receptionistName, ""}}
-	if err := ref.tell(r.self, msg); errors.Is(err, ErrUnsendable) {
-		r.self.in.warn("announce", "casty: announce", "to", host, "reason", err)
+// tell tells other receptionists. What is lost is said again. Only what is larger
+// than MaxMessage never arrives.
+func (r *receptionist) tell(msg receptionistMsg, hosts ...string) {
+	s := r.self.in
+	for _, host := range hosts {
+		if host == s.host {
+			continue // a node may be among its own seeds
+		}
+		ref := ActorRef[receptionistMsg]{Address{s.config.Name, host, receptionistName, ""}}
+		if err := ref.tell(r.self, msg); errors.Is(err, ErrUnsendable) {
+			s.warn("announce", "casty: announce", "to", host, "reason", err)
+		}
 	}
 }
 
@@ -412,16 +446,19 @@ func (r *receptionist) receive(msg receptionistMsg) {
 // only this counts: that there are such. They are contacted at once, and become
 // members when they answer.
 func (r *receptionist) hear(a announcement) {
-	known := r.note(a.From, r.offers(a))
-	ours, _ := r.now()
-	if !known {
-		r.tell(a.From, ours)
+	var news []string
+	if !r.note(a.From, r.offers(a)) {
+		news = append(news, a.From)
 	}
-	for i, host := range a.Members {
-		if r.unknown(host) && r.room("members of "+a.From, i, maxStrangers) {
-			r.contact(host, 1)
-			r.tell(host, ours)
+	for _, host := range a.Members {
+		if r.unknown(host) && r.room("members of "+a.From, len(news), maxStrangers) {
+			r.contact(host)
+			news = append(news, host)
 		}
+	}
+	if len(news) > 0 {
+		ours, _ := r.now()
+		r.tell(ours, news...)
 	}
 }
 
@@ -461,16 +498,19 @@ func (r *receptionist) unknown(host string) bool {
 		host != r.self.in.host && dialable(host) && checkHost(host) == nil
 }
 
-// contact makes a node a stranger, in place of another if there are too many:
-// whoever is named has a turn, so that made-up names keep nobody out.
-func (r *receptionist) contact(host string, tries int) {
+// contact makes a node that was named a stranger, in place of another such if
+// there are too many: whoever is named has a turn, so that made-up names keep
+// nobody out.
+func (r *receptionist) contact(host string) {
 	if !r.room("nodes that do not answer", len(r.strangers), maxStrangers) {
-		for other := range r.strangers {
-			delete(r.strangers, other)
-			break
+		for other, left := range r.strangers {
+			if left == 1 {
+				delete(r.strangers, other)
+				break
+			}
 		}
 	}
-	r.strangers[host] = tries
+	r.strangers[host] = 1
 }
 
 // room says whether there may be more of what peers can make up, and logs if
@@ -493,7 +533,7 @@ func (r *receptionist) expire() {
 		delete(r.others, host)
 		r.change()
 		if dialable(host) {
-			r.contact(host, tries)
+			r.strangers[host] = tries
 		}
 	}
 }

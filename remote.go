@@ -3,9 +3,9 @@ package casty
 // Processes exchange frames over TCP connections, used both ways. A frame is
 // four bytes of header and a body:
 //
-//	length 0             I am still here: once per heartbeat; never answered
 //	length n             n bytes of gob: one envelope, and the types that it is the first to use
 //	top bit, length n    the same, for a new gob decoder
+//	length 0             I am still here: once per heartbeat; never answered
 //	top bit, length 0    I have said everything: hang up
 //
 // The first frame each way is a hello; the dialler speaks first. What follows
@@ -14,32 +14,33 @@ package casty
 //	hello{Version, System, Host, ...}         who I am, what I am called, and what must be the same
 //	hello{Refused}                            I do not talk to you, because
 //	envelope{To, message}                     a message to the actor To
-//	envelope{watching{Actor, Takes}}          I count on your actor, which takes such messages: at first, and once per heartbeat
-//	envelope{mistaken{Actor, Takes}}          you should not: it takes these or, if that is empty, it is not there
+//	envelope{watching{Actor, Takes}}          is your actor there, and does it take such messages? Asked at first, and once per heartbeat
+//	envelope{mistaken{Actor, Takes}}          no: it takes these or, if Takes is empty, it is not there; a yes is not said
 //	envelope{undecodable{Actor, Reason}}      I could not decode your message to that actor; describe your types again
 //
-// A connection is a pipe that may lose its contents, and nothing relies on it:
+// A connection may lose whatever is written to it, and nothing relies on more:
 //
-//   - What is sent to a host gathers with the peer, whether there is a connection
-//     or not. The first connection that has shaken hands carries it, ours or
-//     theirs, until it is lost. Another, after both sides have dialled at once,
-//     is read all the same, and takes over within a heartbeat. So a dial that
-//     hangs holds nothing up, and a connection that is alive is never replaced
-//     by one that claims the same peer.
-//   - Nothing is remembered for a peer that watches an actor here. It asks again
-//     once per heartbeat, and is contradicted as often.
-//   - Losing a connection that the peer may have used is ErrUnreachable for all
-//     watches on the peer's actors, because an answer may have been lost with it.
+//   - Messages to a host wait in one outbox, whether there is a connection or not.
+//     A process writes an outbox to one connection only: the first, dialled or
+//     accepted, whose handshake is done. If both sides dial at once there are two
+//     connections. Each process reads both, and writes to the second only once
+//     the first is lost, within a heartbeat. So a dial that hangs holds nothing
+//     up, and a connection that is alive is never replaced by one that claims the
+//     same peer.
+//   - A process does not remember who watches its actors. Whoever does asks again
+//     once per heartbeat, and is told no as often.
+//   - When a connection is lost over which the peer may have sent an answer, all
+//     watches on the peer's actors get ErrUnreachable.
 //
-// gob describes a type once per encoder, so a peer has one encoder until the
-// connection that carries its messages is lost. The frames keep the two ends in
-// step: whatever gob makes of a body, the next frame is where it should be.
+// gob describes a type once per encoder, so an outbox has one encoder, as long as
+// its connection lives. The frames keep the two ends in step: whatever gob makes
+// of a body, the next frame is where it should be.
 //
 // Without TLS anyone who can connect can claim any address that is not
-// connected; the ids of clients cannot be guessed. With TLS, a peer's
-// certificate must be valid for the address that it claims. Neither defends
-// against a peer that is let in and means harm: gob is not hardened against
-// hostile input beyond the limits set here.
+// connected. A process that only dials is called by a random id instead, which
+// cannot be guessed. With TLS, a peer's certificate must be valid for the address
+// that it claims. Neither defends against a peer that is let in and means harm:
+// gob is not hardened against hostile input beyond the limits set here.
 
 import (
 	"bufio"
@@ -66,15 +67,13 @@ const (
 	protocolVersion = 2
 	freshBit        = 1 << 31  // in a frame's header: start a new decoder
 	maxHello        = 4 << 10  // bytes of a hello
-	maxQueued       = 16 << 20 // bytes that may gather for a peer
-	maxBulk         = 1 << 20  // the same, of runs of elements: enough to keep a connection busy, and little to wait behind
-	minShare        = 64 << 10 // bytes of a run of elements, however many streams share a connection
-	maxDials        = 64       // under way at once, seeds apart
+	maxQueued       = 16 << 20 // bytes that may gather for a host
+	maxBulk         = 1 << 20  // the same, for all but the first run of each stream: enough to keep a connection busy, and little to wait behind
+	minShare        = 64 << 10 // bytes of maxBulk that one run may take, however many streams share it
+	maxDials        = 64       // under way at once, not counting those to seeds
 	silence         = 3        // heartbeats without a byte, in or out, before a connection is given up
 	patience        = 10       // heartbeats for dialling, for the handshake and for the first frame behind it
 )
-
-var errRefused = errors.New("refused")
 
 type (
 	hello struct {
@@ -88,38 +87,42 @@ type (
 		To      string // the actor's name#incarnation; empty: the process itself
 		Message any
 	}
-	watching struct{ Actor, Takes string }
-	mistaken struct{ Actor, Takes string }
-	// undecodable names no actor if the message may only have lacked types that
-	// an earlier one, which could not be decoded either, had described.
-	undecodable struct{ Actor, Reason string }
+	watching    struct{ Actor, Takes string }
+	mistaken    struct{ Actor, Takes string }
+	undecodable struct {
+		Actor, Reason string
+		Doubtful      bool // the message may only have lacked types that an earlier one, as undecodable, had described
+	}
 )
 
 // gossip is what processes say of themselves. It counts only if it comes from
 // the process that it is about.
 type gossip interface{ from() string }
 
-// bulk is a message that its sender keeps and can make smaller.
+// bulk is a message that its sender keeps, and could make smaller.
 type bulk interface{ count() int }
 
-// remote is a system's network.
+// A remote is a system's network. Close has two phases: closing ends, and each
+// link's writer sends what is left; three heartbeats later at most ctx ends, and
+// every connection is cut.
 type remote struct {
 	system   *System
-	listener net.Listener       // nil for a client
-	running  sync.WaitGroup     // the accept loop, and one goroutine for each link
-	closing  context.Context    // ends when close begins
-	finish   context.CancelFunc // begins it
-	ctx      context.Context    // ends when every connection has to
+	listener net.Listener    // nil for a client
+	running  sync.WaitGroup  // the accept loop, and one goroutine for each link
+	closing  context.Context // ends when close begins
+	finish   context.CancelFunc
+	ctx      context.Context // ends when every connection has to
 	cancel   context.CancelFunc
+	dials    chan struct{} // holds one for each dial under way, but for those to seeds
 
-	mu    sync.Mutex       // guards peers, and the fields of peers and links that say so
-	peers map[string]*peer // by host
+	mu     sync.Mutex        // guards routes, and the fields of routes and links that say so
+	routes map[string]*route // by host
 }
 
 // newRemote makes a system's network, which accepts from listener unless that is nil.
 func newRemote(s *System, listener net.Listener) *remote {
 	learn(watching{}, mistaken{}, undecodable{})
-	r := &remote{system: s, listener: listener, peers: map[string]*peer{}}
+	r := &remote{system: s, listener: listener, routes: map[string]*route{}, dials: make(chan struct{}, maxDials)}
 	r.ctx, r.cancel = context.WithCancel(context.Background())
 	r.closing, r.finish = context.WithCancel(r.ctx)
 	if listener != nil {
@@ -128,38 +131,20 @@ func newRemote(s *System, listener net.Listener) *remote {
 	return r
 }
 
-// listen binds a node, and tells what its peers dial.
-func listen(cfg Config) (listener net.Listener, address string, err error) {
-	if listener = cfg.Listener; listener == nil {
-		if listener, err = net.Listen("tcp", cmp.Or(cfg.Address, "127.0.0.1:0")); err != nil {
-			return nil, "", err
+// accept owns the listener. Only Close ends it.
+func (r *remote) accept() {
+	for r.closing.Err() == nil {
+		conn, err := r.listener.Accept()
+		switch {
+		case err == nil:
+			l := &link{remote: r, state: greeting}
+			r.running.Go(func() { l.end(l.serve(conn)) })
+		case r.closing.Err() == nil:
+			// Perhaps out of file descriptors. Others may be closed soon.
+			r.system.config.Logger.Error("casty: accept", "on", r.system.host, "error", err)
+			r.rest(r.heartbeats(1))
 		}
 	}
-	if address, err = dialled(cfg.Address, listener.Addr().String()); err != nil {
-		listener.Close()
-		return nil, "", err
-	}
-	if at, ok := listener.Addr().(*net.TCPAddr); ok && !at.IP.IsLoopback() && cfg.TLS == nil {
-		cfg.Logger.Warn("casty: listening without TLS: whoever can connect can send anything to any actor", "on", at.String())
-	}
-	return listener, address, nil
-}
-
-// dialled is the address that peers dial: the one wanted, if any, with the port
-// that is listened on if it leaves that open.
-func dialled(wanted, bound string) (string, error) {
-	host, port, err := net.SplitHostPort(cmp.Or(wanted, bound))
-	if err != nil {
-		return "", err
-	}
-	if port == "0" {
-		_, port, _ = net.SplitHostPort(bound)
-	}
-	address := net.JoinHostPort(host, port)
-	if net.ParseIP(host).IsUnspecified() {
-		return "", fmt.Errorf("peers cannot dial %s: set Listener to listen on all interfaces", address)
-	}
-	return address, checkHost(address)
 }
 
 // close sends what is under way, waits a little for peers to take it, and
@@ -188,84 +173,77 @@ func (r *remote) rest(d time.Duration) {
 	}
 }
 
-// accept owns the listener. Only Close ends it.
-func (r *remote) accept() {
-	for r.closing.Err() == nil {
-		conn, err := r.listener.Accept()
-		if err == nil {
-			l := &link{remote: r, state: greeting}
-			r.running.Go(func() { l.end(l.serve(conn)) })
-		} else if r.closing.Err() == nil { // out of file descriptors, perhaps: others may be closed soon
-			r.system.config.Logger.Error("casty: accept", "on", r.system.host, "error", err)
-			r.rest(r.heartbeats(1))
-		}
-	}
-}
-
 func (r *remote) send(to Address, msg any) error {
 	r.mu.Lock()
-	p, err := r.peer(to.Host)
+	way, err := r.route(to.Host)
 	r.mu.Unlock()
 	if err != nil {
 		return err
 	}
-	return p.outbox.send(envelope{to.path(), msg})
+	return way.outbox.send(envelope{to.path(), msg})
 }
 
-// watch asks at once, unless the same is being asked already.
+// watch asks at once, unless the same is being asked already. If that is lost,
+// it is asked again with the next heartbeat.
 func (r *remote) watch(w *watch) error {
+	question := w.question()
 	r.mu.Lock()
-	p, err := r.peer(w.target.Host)
+	way, err := r.route(w.target.Host)
 	if err != nil {
 		r.mu.Unlock()
 		return err
 	}
-	question := w.question()
-	asked := p.watches[question] != nil
+	asked := way.watches[question] != nil
 	if !asked {
-		p.watches[question] = map[*watch]bool{}
+		way.watches[question] = map[*watch]bool{}
 	}
-	p.watches[question][w] = true
+	way.watches[question][w] = true
 	r.mu.Unlock()
 	if !asked {
-		p.outbox.send(envelope{Message: question}) // or with the next heartbeat
+		way.outbox.send(envelope{Message: question})
 	}
 	return nil
 }
 
 func (r *remote) forget(w *watch) {
+	question := w.question()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if p := r.peers[w.target.Host]; p != nil {
-		delete(p.watches[w.question()], w)
-		if len(p.watches[w.question()]) == 0 {
-			delete(p.watches, w.question())
+	if way := r.routes[w.target.Host]; way != nil {
+		delete(way.watches[question], w)
+		if len(way.watches[question]) == 0 {
+			delete(way.watches, question)
 		}
 	}
 }
 
 func (w *watch) question() watching { return watching{w.target.path(), w.takes} }
 
-// A peer is a host as a sender sees it, from the first message to it until the
-// connection that carries them is lost.
-type peer struct {
+// A route is what we have to say to a host, and the link that carries it. It
+// begins with the first message, and ends with that link.
+type route struct {
 	outbox  *outbox
 	link    *link                        // carries the outbox, once it is open; guarded by remote.mu
 	watches map[watching]map[*watch]bool // of actors there; guarded by remote.mu
 }
 
-// peer returns what gathers for a host. If that is new it dials, and does not
-// wait. The caller holds r.mu.
-func (r *remote) peer(host string) (*peer, error) {
-	switch p := r.peers[host]; {
-	case p != nil:
-		return p, nil
+// route returns the route to a host. If there is none it makes one, and begins to
+// dial. The caller holds r.mu.
+func (r *remote) route(host string) (*route, error) {
+	switch way := r.routes[host]; {
+	case way != nil:
+		return way, nil
 	case !dialable(host):
 		return nil, fmt.Errorf("%w: not connected, and nobody can dial it", ErrUnreachable)
 	case r.closing.Err() != nil:
 		return nil, fmt.Errorf("%w: %w", ErrUnreachable, ErrClosed)
-	case r.dialling() >= maxDials && !slices.Contains(r.system.config.Seeds, host):
-		return nil, fmt.Errorf("%w: too many others are being dialled", ErrUnreachable)
+	}
+	if !r.seed(host) {
+		select {
+		case r.dials <- struct{}{}:
+		default:
+			return nil, fmt.Errorf("%w: too many others are being dialled", ErrUnreachable)
+		}
 	}
 	l := &link{remote: r, host: host}
 	r.running.Go(func() {
@@ -273,27 +251,19 @@ func (r *remote) peer(host string) (*peer, error) {
 		r.rest(r.heartbeats(1) / 64) // so that one who refuses us is not dialled in a tight loop
 		l.end(err)
 	})
-	return r.newPeer(l), nil
+	return r.newRoute(l), nil
 }
 
-// dialling counts the peers that are not connected yet. The caller holds r.mu.
-func (r *remote) dialling() (n int) {
-	for _, p := range r.peers {
-		if p.link.state != open {
-			n++
-		}
-	}
-	return n
+func (r *remote) seed(host string) bool { return slices.Contains(r.system.config.Seeds, host) }
+
+// newRoute makes the route that a link carries. The caller holds r.mu.
+func (r *remote) newRoute(l *link) *route {
+	way := &route{link: l, outbox: newOutbox(r.system.config.MaxMessage), watches: map[watching]map[*watch]bool{}}
+	r.routes[l.host] = way
+	return way
 }
 
-// newPeer makes the peer that a link carries messages for. The caller holds r.mu.
-func (r *remote) newPeer(l *link) *peer {
-	p := &peer{link: l, outbox: newOutbox(r.system.config.MaxMessage), watches: map[watching]map[*watch]bool{}}
-	r.peers[l.host] = p
-	return p
-}
-
-// An outbox is what gathers for a peer. A message is encoded by its sender, who
+// An outbox is what gathers for a host. A message is encoded by its sender, who
 // so learns if it cannot be. The link's writer takes all that there is at once:
 // messages are batched while the network is busy, and none waits while it is not.
 type outbox struct {
@@ -304,10 +274,10 @@ type outbox struct {
 	out     bytes.Buffer
 	enc     *gob.Encoder          // nil: the next message starts a new one
 	learnt  map[reflect.Type]bool // types of messages that gob knows
-	letters int                   // messages in out that are dead letters if they get lost
+	letters int                   // messages in out that nobody says again
 	aboard  map[string]bool       // actors with bulk in out
 	room    chan struct{}         // closed when out is taken; nil: nobody waits for that
-	err     error                 // the peer is lost, and takes nothing more
+	err     error                 // why nothing more is taken
 }
 
 func newOutbox(limit int) *outbox {
@@ -315,16 +285,16 @@ func newOutbox(limit int) *outbox {
 }
 
 // send encodes a message for the writer, unless too much has gathered: the
-// sender is told then, and when to try again. What is being written is as much
-// again.
+// sender is told then, and when to try again. The batch that is being written
+// can be as large again, and is not counted.
 func (o *outbox) send(msg envelope) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	room, limit := o.terms(msg)
+	most, limit := o.terms(msg)
 	switch {
 	case o.err != nil:
 		return o.err
-	case o.out.Len() > room:
+	case o.out.Len() > most:
 		if o.room == nil {
 			o.room = make(chan struct{})
 		}
@@ -343,29 +313,29 @@ func (o *outbox) send(msg envelope) error {
 	return nil
 }
 
-// terms are how much may have gathered before a message, and how large it may
-// be. The less its sender can wait, the more may have gathered:
+// terms are how many bytes may have gathered before a message, and how many it
+// may have. The less its sender can wait, the more may have gathered:
 //
-//   - bulk, which its sender keeps: maxBulk, or if none is waiting for the same
-//     actor, maxQueued, so that each stream has its turn. No bulk is larger than
-//     a share of maxBulk, but for a single element, which cannot be less than it is;
 //   - what users send: maxQueued;
-//   - what processes say, which is little, and keeps others from giving us up:
-//     twice that.
-func (o *outbox) terms(msg envelope) (room, limit int) {
-	room, limit = maxQueued, o.limit
+//   - a run of elements, which its producer keeps: maxQueued if none for the same
+//     consumer is waiting, so that each stream has its turn, otherwise maxBulk. A
+//     run has a share of maxBulk; a single element cannot be less than it is;
+//   - what processes say, which is little, and without which the peer would take
+//     us for dead: twice maxQueued.
+func (o *outbox) terms(msg envelope) (most, limit int) {
+	most, limit = maxQueued, o.limit
 	if b, ok := msg.Message.(bulk); ok {
 		if b.count() > 1 {
 			limit = min(limit, max(maxBulk/(1+len(o.aboard)), minShare))
 		}
 		if o.aboard[msg.To] {
-			room = maxBulk
+			most = maxBulk
 		}
 	}
 	if _, ok := msg.Message.(gossip); ok || msg.To == "" {
-		room = 2 * maxQueued
+		most = 2 * maxQueued
 	}
-	return room, limit
+	return most, limit
 }
 
 // encode appends a frame to out, or nothing: a message that fails may have been
@@ -388,10 +358,10 @@ func (o *outbox) encode(msg envelope, limit int) (err error) {
 		}
 		o.learnt[t] = true
 	}
-	header := uint32(0)
+	flags := uint32(0)
 	if o.enc == nil {
 		o.enc = gob.NewEncoder(&o.out)
-		header = freshBit
+		flags = freshBit
 	}
 	o.out.Write(make([]byte, 4))
 	if err := o.enc.Encode(msg); err != nil {
@@ -400,26 +370,25 @@ func (o *outbox) encode(msg envelope, limit int) (err error) {
 	frame := o.out.Bytes()[start:]
 	size := len(frame) - 4
 	if size > limit {
-		return fmt.Errorf("its %d bytes are more than MaxMessage, %d", size, limit)
+		return fmt.Errorf("its %d bytes are more than MaxMessage, %d", size, o.limit)
 	}
-	binary.BigEndian.PutUint32(frame, header|uint32(size))
+	binary.BigEndian.PutUint32(frame, flags|uint32(size))
 	return nil
 }
 
-// take adds a header to what has gathered, and swaps that for an empty buffer:
-// the two take turns.
-func (o *outbox) take(out *bytes.Buffer, header []byte) {
+// take swaps what has gathered for an empty buffer, and adds a mark.
+func (o *outbox) take(out *bytes.Buffer, mark []byte) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.out, *out = *out, o.out
 	o.letters = 0
-	out.Write(header)
-	o.makeRoom()
+	out.Write(mark)
+	o.emptied()
 }
 
-// makeRoom tells those who wait that it is worth sending again. The caller
-// holds o.mu.
-func (o *outbox) makeRoom() {
+// emptied tells those who wait that it is worth sending again. The caller holds
+// o.mu.
+func (o *outbox) emptied() {
 	clear(o.aboard)
 	if o.room != nil {
 		close(o.room)
@@ -427,13 +396,13 @@ func (o *outbox) makeRoom() {
 	}
 }
 
-// discard refuses what is sent from now on, and returns how many dead letters
-// had gathered.
+// discard refuses what is sent from now on, and returns how many messages had
+// gathered that nobody says again.
 func (o *outbox) discard(err error) (letters int) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.err = err
-	o.makeRoom()
+	o.emptied()
 	return o.letters
 }
 
@@ -444,162 +413,314 @@ func (o *outbox) relearn() {
 	o.enc = nil
 }
 
-// A link is one connection, from before it is dialled until it is lost.
+// A link is one connection, from before it is dialled until it is lost. Its fields
+// are guarded by remote.mu; its own goroutine, which alone writes them, may read
+// them without.
 type link struct {
 	remote *remote
-	host   string    // what was dialled or, if the peer has dialled, what it is called
-	called string    // what the peer calls itself; guarded by remote.mu, until the link is open
-	state  linkState // guarded by remote.mu
+	host   string // of its route: what was dialled or, if the peer has dialled, what it calls itself
+	called string // what the peer calls itself; empty until the link is open
+	state  linkState
 }
 
 type linkState int
 
 const (
 	dialling linkState = iota
-	greeting           // the peer may have heard of the connection, and use it
-	open               // both have
+	greeting           // the peer may know of the connection, and use it
+	open               // the handshake is done
 )
 
-// become changes the link's state.
 func (l *link) become(state linkState, host, called string) {
 	l.remote.mu.Lock()
 	defer l.remote.mu.Unlock()
 	l.state, l.host, l.called = state, host, called
 }
 
-// claim returns the outbox that the link is to carry: a blank one while another
-// link carries the peer's.
-func (l *link) claim() *outbox {
+// claim makes this link the one that carries its route, unless another open link
+// does. It returns the outbox to write, or an empty one that nothing gathers in,
+// and what to ask the peer at each heartbeat.
+func (l *link) claim() (*outbox, []watching) {
 	r := l.remote
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	p := r.peers[l.host]
+	way := r.routes[l.host]
 	switch {
-	case p == nil:
-		p = r.newPeer(l)
-	case p.link != l && p.link.state == open:
-		return &outbox{}
+	case way == nil:
+		way = r.newRoute(l)
+	case way.link != l && way.link.state == open:
+		return &outbox{}, nil
 	}
-	p.link = l
-	return p.outbox
+	way.link = l
+	return way.outbox, slices.Collect(maps.Keys(way.watches))
 }
 
-// reaches says whether a peer may be the process at the other end, which can go
-// by several names. The caller holds remote.mu.
-func (l *link) reaches(host string, p *peer) bool {
-	return p.link == l || l.state != dialling && (host == l.host || l.called != "" && p.link.called == l.called)
+func (l *link) dial() error {
+	r := l.remote
+	ctx, cancel := context.WithTimeout(r.closing, r.heartbeats(patience))
+	defer cancel()
+	conn, err := r.system.config.Dial(ctx, l.host)
+	if !r.seed(l.host) {
+		<-r.dials
+	}
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrUnreachable, plainly(err))
+	}
+	l.become(greeting, l.host, "")
+	return l.talk(conn, l.host)
 }
 
-// ask says again, once per heartbeat, what is counted on at the peer whose
-// messages this link carries.
-func (l *link) ask() {
-	l.remote.mu.Lock()
-	p := l.remote.peers[l.host]
-	if p == nil || p.link != l {
-		p = &peer{} // another link asks
+func (l *link) serve(conn net.Conn) error {
+	peer := conn.RemoteAddr().String()
+	if host, _, err := net.SplitHostPort(peer); err == nil {
+		peer = host // the port is another for each connection
 	}
-	questions := slices.Collect(maps.Keys(p.watches))
-	l.remote.mu.Unlock()
-	for _, question := range questions {
-		p.outbox.send(envelope{Message: question})
+	return l.talk(conn, peer)
+}
+
+// talk owns a connection: it shakes hands, then reads and writes until either
+// fails, and says why.
+func (l *link) talk(conn net.Conn, peer string) error {
+	r := l.remote
+	defer conn.Close()
+	ctx, fail := context.WithCancelCause(r.ctx)
+	defer context.AfterFunc(ctx, func() { conn.Close() })() // what ends the writing ends the reading, and the reverse
+	defer fail(nil)
+	goOn := context.AfterFunc(r.closing, func() { fail(ErrClosed) }) // Close does not wait for those who may never answer
+	conn.SetDeadline(time.Now().Add(r.heartbeats(patience)))
+	secured := l.secure(persistent{conn, r.heartbeats(silence)})
+	theirs, err := l.shake(secured)
+	if err != nil {
+		err = plainly(err)
+		r.system.warn("handshake with "+peer, "casty: no handshake", "with", peer, "reason", err)
+		return fmt.Errorf("%w: %w", ErrUnreachable, err)
+	}
+	goOn()
+	conn.SetDeadline(time.Time{})
+	l.become(open, cmp.Or(l.host, theirs.Host), theirs.Host)
+	var writing sync.WaitGroup
+	writing.Go(func() {
+		if err := l.write(ctx, secured); err != nil {
+			fail(err)
+		}
+	})
+	fail(l.read(secured))
+	writing.Wait() // or it might claim a route that nobody ends
+	err = plainly(context.Cause(ctx))
+	r.system.config.Logger.Debug("casty: lost a connection", "to", theirs.Host, "reason", err)
+	return fmt.Errorf("%w: %w", ErrUnreachable, err)
+}
+
+// write owns the sending side, until it fails or there is nothing more to send.
+func (l *link) write(ctx context.Context, conn net.Conn) error {
+	heartbeat := time.NewTicker(l.remote.heartbeats(1))
+	defer heartbeat.Stop()
+	from, _ := l.claim()
+	var out bytes.Buffer
+	for last := false; !last; {
+		var mark []byte // a frame without a body
+		select {
+		case <-from.wake: // of an empty outbox it is nil, and never ready
+		case <-heartbeat.C:
+			var questions []watching
+			from, questions = l.claim()
+			for _, question := range questions {
+				from.send(envelope{Message: question})
+			}
+			mark = []byte{0, 0, 0, 0} // still here
+			out = bytes.Buffer{}      // the memory that a burst needed is let go
+		case <-l.remote.closing.Done():
+			last, mark = true, []byte{freshBit >> 24, 0, 0, 0} // hang up
+		case <-ctx.Done():
+		}
+		if ctx.Err() != nil { // do not take what cannot be written
+			return ctx.Err()
+		}
+		from.take(&out, mark)
+		if _, err := out.WriteTo(conn); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// read owns the receiving side, and never waits for an actor.
+func (l *link) read(conn net.Conn) error {
+	r := l.remote
+	source := &impatient{conn, r.heartbeats(patience)} // until the peer has our hello, and we its first frame
+	in := bufio.NewReader(source)
+	var frame bytes.Reader
+	var body []byte
+	dec := gob.NewDecoder(&frame)
+	doubtful := false // the decoder has failed before, and may lack types
+	for {
+		var fresh bool
+		var err error
+		if body, fresh, err = readFrame(in, body, r.system.config.MaxMessage); err != nil {
+			return err
+		}
+		source.limit = r.heartbeats(silence)
+		switch {
+		case fresh && len(body) == 0:
+			return io.EOF
+		case len(body) == 0:
+			body = nil // the memory that a burst needed is let go
+			continue
+		case fresh:
+			dec, doubtful = gob.NewDecoder(&frame), false
+		}
+		frame.Reset(body)
+		if msg, err := decode(dec); err == nil {
+			l.receive(msg)
+		} else {
+			l.reject(msg.To, err, doubtful)
+			doubtful = true
+		}
+	}
+}
+
+func (l *link) receive(msg envelope) {
+	r, s := l.remote, l.remote.system
+	from, to := Address{System: s.config.Name, Host: l.called}, s.actor(msg.To)
+	switch m := msg.Message.(type) {
+	case watching:
+		if takes := s.takes(s.actor(m.Actor)); takes != m.Takes {
+			r.send(from, mistaken{m.Actor, takes})
+		}
+	case mistaken:
+		l.fire(m.concerns)
+	case undecodable:
+		l.relearn()
+		l.fire(m.concerns)
+	case gossip:
+		if m.from() == l.called {
+			s.deliver(from, to, m) // or it is said again
+		}
+	default:
+		if err := s.deliver(from, to, m); err != nil {
+			s.deadLetter(to, m, err)
+		}
+	}
+}
+
+// reject is about a message that could not be decoded: a dead letter, of which
+// the sender is told.
+func (l *link) reject(actor string, err error, doubtful bool) {
+	s := l.remote.system
+	to := s.actor(actor)
+	answer := undecodable{actor, brief(err), doubtful}
+	s.deadLetter(to, answer, fmt.Errorf("%w; it takes %s", err, cmp.Or(s.takes(to), "nothing: no such actor")))
+	l.remote.send(Address{Host: l.called}, answer)
+}
+
+// actor is the address of the actor of this process that has a path.
+func (s *System) actor(path string) Address {
+	name, incarnation, _ := strings.Cut(path, "#")
+	return Address{s.config.Name, s.host, name, incarnation}
+}
+
+// concerns is the reason that the message is for a watch to end, if any.
+func (m mistaken) concerns(question watching) error {
+	if question.Actor != m.Actor || question.Takes == m.Takes {
+		return nil
+	}
+	return mismatch(m.Takes, question.Takes)
+}
+
+// concerns is the reason that the message is for a watch to end, if any: who
+// watches an actor that cannot be told something probably waits for an answer.
+func (m undecodable) concerns(question watching) error {
+	switch {
+	case question.Actor != m.Actor:
+		return nil
+	case m.Doubtful:
+		return fmt.Errorf("%w: a message to it was lost", ErrUnreachable)
+	}
+	return fmt.Errorf("%w: the other end cannot decode it: %s", ErrUnsendable, m.Reason)
+}
+
+// end says that a connection is lost to those who watch the process at the other
+// end. With it goes the route that it carried: what had not been written, and is
+// not said again, is so many dead letters.
+func (l *link) end(err error) {
+	r, s := l.remote, l.remote.system
+	r.mu.Lock()
+	way := r.routes[l.host]
+	carried := way != nil && way.link == l
+	fired := l.gather(func(watching) error { return err })
+	if carried {
+		delete(r.routes, l.host)
+	}
+	r.mu.Unlock()
+	if carried {
+		if letters := way.outbox.discard(err); letters > 0 {
+			s.deadLetters.Add(uint64(letters))
+			s.warn("dead letters: lost", "casty: dead letters", "to", l.host, "messages", letters, "reason", err)
+		}
+	}
+	for w, err := range fired {
+		w.fire(err)
 	}
 }
 
 // fire ends the watches on the process at the other end that have a reason to.
-// Before anybody else can watch it, then is called.
-func (l *link) fire(why func(watching) error, then func()) {
-	fired := map[*watch]error{}
+func (l *link) fire(why func(watching) error) {
 	l.remote.mu.Lock()
-	for host, p := range l.remote.peers {
-		for question, watches := range p.watches {
-			if err := why(question); err != nil && l.reaches(host, p) {
-				delete(p.watches, question)
-				for w := range watches {
-					fired[w] = err
-				}
-			}
-		}
-	}
-	then()
+	fired := l.gather(why)
 	l.remote.mu.Unlock()
 	for w, err := range fired {
 		w.fire(err)
 	}
 }
 
-// end tells those who watch the process at the other end that a connection with
-// it is lost, and with it what we had to send on it: what had not even been
-// written is so many dead letters.
-func (l *link) end(err error) {
-	letters := 0
-	l.fire(func(watching) error { return err }, func() {
-		if p := l.remote.peers[l.host]; p != nil && p.link == l {
-			delete(l.remote.peers, l.host)
-			letters = p.outbox.discard(err)
-		}
-	})
-	if s := l.remote.system; letters > 0 {
-		s.deadLetters.Add(uint64(letters))
-		s.warn("dead letters: lost", "casty: dead letters", "to", l.host, "messages", letters, "reason", err)
-	}
-}
-
-func (l *link) dial() error {
-	cfg := l.remote.system.config
-	ctx, cancel := context.WithTimeout(l.remote.closing, l.remote.heartbeats(patience))
-	defer cancel()
-	conn, err := cfg.Dial(ctx, l.host)
-	if err != nil {
-		return fmt.Errorf("%w: %w", ErrUnreachable, plainly(err))
-	}
-	l.become(greeting, l.host, "")
-	conn = persistent{conn, l.remote.heartbeats(silence)}
-	if cfg.TLS != nil {
-		secure := cfg.TLS.Clone()
-		if secure.ServerName == "" {
-			secure.ServerName, _, _ = net.SplitHostPort(l.host)
-		}
-		conn = tls.Client(conn, secure)
-	}
-	return l.talk(conn, l.host, true)
-}
-
-func (l *link) serve(conn net.Conn) error {
-	peer := conn.RemoteAddr().String()
-	if host, _, err := net.SplitHostPort(peer); err == nil {
-		peer = host
-	}
-	conn = persistent{conn, l.remote.heartbeats(silence)}
-	if cfg := l.remote.system.config; cfg.TLS != nil {
-		conn = tls.Server(conn, demanding(cfg.TLS))
-	}
-	return l.talk(conn, peer, false)
-}
-
-// demanding requires a certificate, also of those for whom a callback chooses
-// another configuration.
-func demanding(cfg *tls.Config) *tls.Config {
-	secure := cfg.Clone()
-	secure.ClientAuth = tls.RequireAndVerifyClientCert
-	if secure.ClientCAs == nil {
-		secure.ClientCAs = secure.RootCAs
-	}
-	if choose := cfg.GetConfigForClient; choose != nil {
-		secure.GetConfigForClient = func(client *tls.ClientHelloInfo) (*tls.Config, error) {
-			chosen, err := choose(client)
-			if chosen != nil {
-				chosen = demanding(chosen)
+// gather takes the watches that fire out of their routes, so that each is fired
+// once. The caller holds remote.mu.
+func (l *link) gather(why func(watching) error) map[*watch]error {
+	fired := map[*watch]error{}
+	for _, way := range l.reached() {
+		for question, watches := range way.watches {
+			if err := why(question); err != nil {
+				delete(way.watches, question)
+				for w := range watches {
+					fired[w] = err
+				}
 			}
-			return chosen, err
 		}
 	}
-	return secure
+	return fired
 }
+
+// relearn has the next message to the process at the other end describe its
+// types again.
+func (l *link) relearn() {
+	l.remote.mu.Lock()
+	ways := l.reached()
+	l.remote.mu.Unlock()
+	for _, way := range ways {
+		way.outbox.relearn()
+	}
+}
+
+// reached are the routes to the process at the other end: several, if it was
+// dialled as localhost:1 and calls itself 127.0.0.1:1. The caller holds remote.mu.
+func (l *link) reached() (ways []*route) {
+	for host, way := range l.remote.routes {
+		same := host == l.host || l.called != "" && way.link.called == l.called
+		if way.link == l || same && l.state != dialling {
+			ways = append(ways, way)
+		}
+	}
+	return ways
+}
+
+// dialled says whether it was us who dialled, before the link is open.
+func (l *link) dialled() bool { return l.host != "" }
 
 // shake introduces both sides to each other, the dialler first, so that the
 // other can say why it refuses.
-func (r *remote) shake(conn net.Conn, dialler bool) (theirs hello, err error) {
-	if dialler {
+func (l *link) shake(conn net.Conn) (theirs hello, err error) {
+	r := l.remote
+	if l.dialled() {
 		if err := r.greet(conn, ""); err != nil {
 			return theirs, err
 		}
@@ -655,6 +776,42 @@ func (r *remote) meet(conn net.Conn) (theirs hello, err error) {
 	return theirs, nil
 }
 
+// secure adds TLS to a connection, if it is configured.
+func (l *link) secure(conn net.Conn) net.Conn {
+	cfg := l.remote.system.config.TLS
+	switch {
+	case cfg == nil:
+		return conn
+	case !l.dialled():
+		return tls.Server(conn, demanding(cfg))
+	}
+	cfg = cfg.Clone()
+	if cfg.ServerName == "" {
+		cfg.ServerName, _, _ = net.SplitHostPort(l.host)
+	}
+	return tls.Client(conn, cfg)
+}
+
+// demanding requires a certificate, also of those for whom a callback chooses
+// another configuration.
+func demanding(cfg *tls.Config) *tls.Config {
+	secure := cfg.Clone()
+	secure.ClientAuth = tls.RequireAndVerifyClientCert
+	if secure.ClientCAs == nil {
+		secure.ClientCAs = secure.RootCAs
+	}
+	if choose := cfg.GetConfigForClient; choose != nil {
+		secure.GetConfigForClient = func(client *tls.ClientHelloInfo) (*tls.Config, error) {
+			chosen, err := choose(client)
+			if chosen != nil {
+				chosen = demanding(chosen)
+			}
+			return chosen, err
+		}
+	}
+	return secure
+}
+
 // vouches is nil if a certificate that was verified is valid for a host. An id
 // is anybody's.
 func vouches(state tls.ConnectionState, host string) error {
@@ -668,6 +825,11 @@ func vouches(state tls.ConnectionState, host string) error {
 	}
 	return nil
 }
+
+var (
+	errRefused   = errors.New("refused")
+	errSpeaksTLS = errors.New("the peer speaks TLS")
+)
 
 // plainly puts into words what went wrong with a connection, and tells the
 // peers that will never talk to us from those that might.
@@ -692,74 +854,6 @@ func plainly(err error) error {
 		return fmt.Errorf("the peer is silent: %w", os.ErrDeadlineExceeded)
 	}
 	return err
-}
-
-// These begin what a peer says that speaks TLS.
-const (
-	tlsAlert     = 0x15
-	tlsHandshake = 0x16
-)
-
-var errSpeaksTLS = errors.New("the peer speaks TLS")
-
-// talk owns a connection: it shakes hands, then reads and writes until either
-// fails, and says why.
-func (l *link) talk(conn net.Conn, peer string, dialler bool) error {
-	r := l.remote
-	defer conn.Close()
-	ctx, cancel := context.WithCancel(r.ctx)
-	defer context.AfterFunc(ctx, func() { conn.Close() })() // what ends the writing ends the reading, and the reverse
-	defer cancel()
-	shaken := context.AfterFunc(r.closing, cancel) // Close does not wait for those who may never answer
-	conn.SetDeadline(time.Now().Add(r.heartbeats(patience)))
-	theirs, err := r.shake(conn, dialler)
-	if err != nil {
-		err = plainly(err)
-		r.system.warn("handshake with "+peer, "casty: no handshake", "with", peer, "reason", err)
-		return fmt.Errorf("%w: %w", ErrUnreachable, err)
-	}
-	shaken()
-	conn.SetDeadline(time.Time{})
-	l.become(open, cmp.Or(l.host, theirs.Host), theirs.Host)
-	outbox := l.claim()
-	var writing sync.WaitGroup
-	writing.Go(func() {
-		if l.write(ctx, conn, outbox) != nil {
-			cancel()
-		}
-	})
-	err = plainly(l.read(conn))
-	r.system.config.Logger.Debug("casty: lost a connection", "to", theirs.Host, "reason", err)
-	cancel()
-	writing.Wait() // or it might claim an outbox that nobody discards
-	return fmt.Errorf("%w: %w", ErrUnreachable, err)
-}
-
-// write owns the sending side, until it fails or there is nothing more to send.
-func (l *link) write(ctx context.Context, conn net.Conn, from *outbox) error {
-	heartbeat := time.NewTicker(l.remote.heartbeats(1))
-	defer heartbeat.Stop()
-	var out bytes.Buffer
-	for last := false; !last; {
-		var header []byte
-		select {
-		case <-from.wake: // of a blank outbox it is nil, and never ready
-		case <-heartbeat.C:
-			from = l.claim()
-			l.ask()
-			header = []byte{0, 0, 0, 0}
-			out = bytes.Buffer{} // what a burst needed is not kept
-		case <-l.remote.closing.Done():
-			last, header = true, []byte{0x80, 0, 0, 0}
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-		from.take(&out, header)
-		if _, err := out.WriteTo(conn); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // A persistent connection goes on writing, however long that takes, until the
@@ -794,41 +888,11 @@ func (c *impatient) Read(p []byte) (int, error) {
 	return c.Conn.Read(p)
 }
 
-// read owns the receiving side, and never waits for an actor.
-func (l *link) read(conn net.Conn) error {
-	r := l.remote
-	source := &impatient{conn, r.heartbeats(patience)} // until the peer has our hello, and we its first frame
-	in := bufio.NewReader(source)
-	var frame bytes.Reader
-	var body []byte
-	dec := gob.NewDecoder(&frame)
-	doubtful := false // it has failed before, and may lack types
-	for {
-		var fresh bool
-		var err error
-		if body, fresh, err = readFrame(in, body, r.system.config.MaxMessage); err != nil {
-			return err
-		}
-		source.limit = r.heartbeats(silence)
-		switch {
-		case fresh && len(body) == 0:
-			return io.EOF
-		case len(body) == 0:
-			body = nil // nor is it kept here
-			continue
-		case fresh:
-			dec, doubtful = gob.NewDecoder(&frame), false
-		}
-		frame.Reset(body)
-		msg, err := decode(dec)
-		if err != nil {
-			l.deplore(msg, err, doubtful)
-			doubtful = true
-			continue
-		}
-		l.receive(msg)
-	}
-}
+// These begin what a peer says that speaks TLS.
+const (
+	tlsAlert     = 0x15
+	tlsHandshake = 0x16
+)
 
 // readFrame reads the next frame, into body if it fits there.
 func readFrame(in io.Reader, body []byte, limit int) (_ []byte, fresh bool, err error) {
@@ -844,7 +908,7 @@ func readFrame(in io.Reader, body []byte, limit int) (_ []byte, fresh bool, err 
 	case header[0] == tlsHandshake || header[0] == tlsAlert:
 		return nil, false, errSpeaksTLS
 	default:
-		return nil, false, fmt.Errorf("it begins with %q: a message of %d bytes is larger than MaxMessage, %d", header, size, limit)
+		return nil, false, fmt.Errorf("it begins with %q: a message of %d bytes is larger than the limit, %d", header, size, limit)
 	}
 	body = slices.Grow(body[:0], int(size))[:size]
 	if _, err = io.ReadFull(in, body); err == nil && !whole(body) {
@@ -884,69 +948,4 @@ func decode(dec *gob.Decoder) (msg envelope, err error) {
 	}()
 	err = dec.Decode(&msg)
 	return msg, err
-}
-
-// deplore is about a message that could not be decoded: a dead letter, of which
-// the sender is told.
-func (l *link) deplore(msg envelope, err error, doubtful bool) {
-	s := l.remote.system
-	to := s.actor(msg.To)
-	s.deadLetter(to, msg.Message, fmt.Errorf("%w; it takes %s", err, cmp.Or(s.takes(to), "nothing: no such actor")))
-	answer := undecodable{Reason: brief(err)}
-	if !doubtful {
-		answer.Actor = msg.To
-	}
-	l.remote.send(Address{Host: l.called}, answer)
-}
-
-// actor is the address of the actor of this process that has a path.
-func (s *System) actor(path string) Address {
-	name, incarnation, _ := strings.Cut(path, "#")
-	return Address{s.config.Name, s.host, name, incarnation}
-}
-
-func (l *link) receive(msg envelope) {
-	r, s := l.remote, l.remote.system
-	from, to := Address{System: s.config.Name, Host: l.called}, s.actor(msg.To)
-	switch m := msg.Message.(type) {
-	case watching:
-		if takes := s.takes(s.actor(m.Actor)); takes != m.Takes {
-			r.send(from, mistaken{m.Actor, takes})
-		}
-	case mistaken:
-		l.fire(m.concerns, func() {})
-	case undecodable:
-		l.fire(m.concerns, func() {
-			for host, p := range r.peers {
-				if l.reaches(host, p) {
-					p.outbox.relearn()
-				}
-			}
-		})
-	case gossip:
-		if m.from() == l.called {
-			s.deliver(from, to, m)
-		}
-	default:
-		if err := s.deliver(from, to, m); err != nil {
-			s.deadLetter(to, m, err)
-		}
-	}
-}
-
-// concerns is the reason that the message is for a watch to end, if any.
-func (m mistaken) concerns(question watching) error {
-	if question.Actor != m.Actor || question.Takes == m.Takes {
-		return nil
-	}
-	return mismatch(m.Takes, question.Takes)
-}
-
-// concerns is the reason that the message is for a watch to end, if any: who
-// watches an actor that cannot be told something probably waits for an answer.
-func (m undecodable) concerns(question watching) error {
-	if question.Actor != m.Actor {
-		return nil
-	}
-	return fmt.Errorf("%w: the other end cannot decode it: %s", ErrUnsendable, m.Reason)
 }

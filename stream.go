@@ -1121,11 +1121,11 @@ func (p *producer[E]) onLost(err error) {
 		p.refusal = err
 		p.sink.close(err)
 		p.refuse(p.served.consumer, err)
-	case p.refusal != nil: // whom it was said to is gone
-		p.stop(p.refusal)
 	case errors.Is(err, ErrUnreachable):
 		p.served.lost = cmp.Or(p.served.lost, time.Now())
 		p.admit()
+	case p.refusal != nil: // and whom it was said to has stopped
+		p.stop(p.refusal)
 	default:
 		p.served = nil
 		p.admit()
