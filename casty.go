@@ -335,8 +335,12 @@ func (r ActorRef[M]) tell(from Place, msg M) error {
 // another process has stopped is known within a heartbeat, but not why. To go
 // on watching one that had been unreachable, call Watch again.
 func (r ActorRef[M]) Watch(ctx context.Context, from Place) <-chan error {
+	return r.watch(ctx, from, false)
+}
+
+func (r ActorRef[M]) watch(ctx context.Context, from Place, asks bool) <-chan error {
 	ended := make(chan error, 1)
-	from.system().watch(ctx, r.address, typeName[M](), func(err error) { ended <- err })
+	from.system().watch(ctx, &watch{r.address, typeName[M](), asks, func(err error) { ended <- err }})
 	return ended
 }
 
@@ -371,7 +375,7 @@ func Ask[M, R any](ctx context.Context, from Place, to ActorRef[M], ask func(rep
 	}
 	defer s.running.Done()
 	defer s.remove(self.cell, ErrStopped)
-	ended := to.Watch(ctx, from)
+	ended := to.watch(ctx, from, true)
 	if err := to.tell(from, ask(self.Ref())); err != nil {
 		return reply, err
 	}
@@ -579,24 +583,26 @@ func (s *System) post(to Address, msg any) error {
 type watch struct {
 	target Address
 	takes  string
+	asks   bool        // a reply is expected, which is said only once
 	fire   func(error) // is called at most once, outside of all locks, and must not block
 }
 
-// watch calls fire when it turns out that the target is gone, cannot be
-// reached, or takes other messages; or not at all, once ctx has ended.
-func (s *System) watch(ctx context.Context, target Address, takes string, fire func(error)) {
+// watch fires when it turns out that the target is gone, cannot be reached, or
+// takes other messages; or not at all, once ctx has ended.
+func (s *System) watch(ctx context.Context, w *watch) {
 	if ctx.Err() != nil {
 		return
 	}
 	ctx, done := context.WithCancel(ctx)
-	w := &watch{target, takes, func(err error) {
+	fire := w.fire
+	w.fire = func(err error) {
 		if ctx.Err() == nil {
 			fire(err)
 			done()
 		}
-	}}
+	}
 	var err error
-	switch {
+	switch target := w.target; {
 	case s.local(target):
 		err = s.watchHere(w)
 		context.AfterFunc(ctx, func() { s.forget(w) })
@@ -803,8 +809,9 @@ type Config struct {
 	// Logger takes what the package has to say. At debug level that includes
 	// every message, when it is told ("casty: told") and when it reaches a
 	// mailbox ("casty: delivered"), with the attributes from and to, each an
-	// [Address], and message, the value itself. The Logger's handler must not
-	// tell actors anything. Default slog.Default().
+	// [Address], and message, the value itself, which its receiver may be using
+	// already. The Logger's handler must not tell actors anything, since that
+	// would be logged too. Default slog.Default().
 	Logger *slog.Logger
 	// Heartbeat is how often peers assure each other that they are there. A
 	// connection on which three are missing is given up. Peers with another
@@ -852,11 +859,11 @@ func (c Config) check() error {
 	}
 	switch {
 	case c.Heartbeat < 0:
-		return fmt.Errorf("Heartbeat is %v: it must be positive", c.Heartbeat)
+		return fmt.Errorf("the setting Heartbeat is %v: it must be positive", c.Heartbeat)
 	case c.Mailbox < 0:
-		return fmt.Errorf("Mailbox is %d: it must be positive", c.Mailbox)
+		return fmt.Errorf("the setting Mailbox is %d: it must be positive", c.Mailbox)
 	case c.MaxMessage < minMessage || c.MaxMessage > maxMessage:
-		return fmt.Errorf("MaxMessage is %d: it must be from %d to %d", c.MaxMessage, minMessage, maxMessage)
+		return fmt.Errorf("the setting MaxMessage is %d: it must be from %d to %d", c.MaxMessage, minMessage, maxMessage)
 	}
 	return nil
 }

@@ -83,7 +83,9 @@ type failure struct {
 // watchSeed watches a seed's receptionist, to learn why it does not answer.
 func watchSeed(ctx context.Context, client *System, seed string, failures chan<- failure) {
 	receptionist := Address{client.config.Name, seed, receptionistName, ""}
-	client.watch(ctx, receptionist, typeName[receptionistMsg](), func(err error) { failures <- failure{seed, err} })
+	client.watch(ctx, &watch{target: receptionist, takes: typeName[receptionistMsg](), fire: func(err error) {
+		failures <- failure{seed, err}
+	}})
 }
 
 // allRefused says whether there is no seed left that might still talk to us.

@@ -23,7 +23,6 @@ import (
 	"errors"
 	"fmt"
 	"iter"
-	"maps"
 	"net"
 	"slices"
 	"strings"
@@ -162,7 +161,7 @@ func Register[M any](in Place, key ServiceKey[M], ref ActorRef[M]) (err error) {
 	}
 	ctx, cancel := context.WithCancel(s.ctx)
 	if directoryOf(in).add(offer{key.name, ref.address}, cancel) {
-		s.watch(ctx, ref.address, typeName[M](), func(error) { Deregister(in, key, ref) })
+		s.watch(ctx, &watch{target: ref.address, takes: typeName[M](), fire: func(error) { Deregister(in, key, ref) }})
 	} else {
 		cancel() // it is watched already
 	}
@@ -384,14 +383,19 @@ func (r *receptionist) run() {
 
 // now returns what to announce, and to whom at least.
 func (r *receptionist) now() (a announcement, others []string) {
-	members, _ := membersOf(r.self)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	a = announcement{From: r.self.in.host, Members: members}
+	a.From = r.self.in.host
 	for o := range r.own {
 		a.Services = append(a.Services, service{o.key, o.actor.URI()})
 	}
-	return a, slices.Collect(maps.Keys(r.others))
+	for host := range r.others { // others each time, if there are too many
+		others = append(others, host)
+		if dialable(host) && len(a.Members) < maxStrangers {
+			a.Members = append(a.Members, host)
+		}
+	}
+	return a, others
 }
 
 func (r *receptionist) announce(more []string) {

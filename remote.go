@@ -29,16 +29,19 @@ package casty
 //     same peer.
 //   - A process does not remember who watches its actors. Whoever does asks again
 //     once per heartbeat, and is told no as often.
-//   - When a connection is lost over which the peer may have sent an answer, all
-//     watches on the peer's actors get ErrUnreachable.
+//   - When a connection is lost over which the peer may have said something, all
+//     watches on the peer's actors get ErrUnreachable. The peer may go on using
+//     the connection until it falls silent there, too: whoever waits for a reply
+//     then gets ErrUnreachable again.
 //
 // gob describes a type once per encoder, so an outbox has one encoder, as long as
 // its connection lives. The frames keep the two ends in step: whatever gob makes
 // of a body, the next frame is where it should be.
 //
-// Without TLS anyone who can connect can claim any address that is not
-// connected. A process that only dials is called by a random id instead, which
-// cannot be guessed. With TLS, a peer's certificate must be valid for the address
+// Without TLS anyone who can connect can claim any address. As long as the real
+// peer is connected, what is sent to it still goes to it alone, but what others
+// say in its name is believed. A process that only dials is called by a random
+// id, which cannot be guessed. With TLS, a peer's certificate must be valid for the address
 // that it claims. Neither defends against a peer that is let in and means harm:
 // gob is not hardened against hostile input beyond the limits set here.
 
@@ -48,6 +51,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/binary"
 	"encoding/gob"
 	"errors"
@@ -67,6 +71,7 @@ const (
 	protocolVersion = 2
 	freshBit        = 1 << 31  // in a frame's header: start a new decoder
 	maxHello        = 4 << 10  // bytes of a hello
+	maxTypes        = 64 << 10 // bytes that describe the types of a message, not counted in MaxMessage, as it depends on what was sent before
 	maxQueued       = 16 << 20 // bytes that may gather for a host
 	maxBulk         = 1 << 20  // the same, for all but the first run of each stream: enough to keep a connection busy, and little to wait behind
 	minShare        = 64 << 10 // bytes of maxBulk that one run may take, however many streams share it
@@ -206,14 +211,10 @@ func (r *remote) watch(w *watch) error {
 }
 
 func (r *remote) forget(w *watch) {
-	question := w.question()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if way := r.routes[w.target.Host]; way != nil {
-		delete(way.watches[question], w)
-		if len(way.watches[question]) == 0 {
-			delete(way.watches, question)
-		}
+		way.forget(w)
 	}
 }
 
@@ -225,6 +226,16 @@ type route struct {
 	outbox  *outbox
 	link    *link                        // carries the outbox, once it is open; guarded by remote.mu
 	watches map[watching]map[*watch]bool // of actors there; guarded by remote.mu
+}
+
+// forget drops a watch, and the question with the last that asks it. The caller
+// holds remote.mu.
+func (way *route) forget(w *watch) {
+	question := w.question()
+	delete(way.watches[question], w)
+	if len(way.watches[question]) == 0 {
+		delete(way.watches, question)
+	}
 }
 
 // route returns the route to a host. If there is none it makes one, and begins to
@@ -369,8 +380,12 @@ func (o *outbox) encode(msg envelope, limit int) (err error) {
 	}
 	frame := o.out.Bytes()[start:]
 	size := len(frame) - 4
-	if size > limit {
-		return fmt.Errorf("its %d bytes are more than MaxMessage, %d", size, o.limit)
+	value, _ := measure(frame[4:])
+	switch {
+	case value > limit:
+		return fmt.Errorf("its %d bytes are more than MaxMessage, %d", value, o.limit)
+	case size-value > maxTypes:
+		return fmt.Errorf("its types take %d bytes to describe, which is more than %d", size-value, maxTypes)
 	}
 	binary.BigEndian.PutUint32(frame, flags|uint32(size))
 	return nil
@@ -556,7 +571,7 @@ func (l *link) read(conn net.Conn) error {
 	for {
 		var fresh bool
 		var err error
-		if body, fresh, err = readFrame(in, body, r.system.config.MaxMessage); err != nil {
+		if body, fresh, err = readFrame(in, body, r.system.config.MaxMessage+maxTypes); err != nil {
 			return err
 		}
 		source.limit = r.heartbeats(silence)
@@ -620,7 +635,8 @@ func (s *System) actor(path string) Address {
 }
 
 // concerns is the reason that the message is for a watch to end, if any.
-func (m mistaken) concerns(question watching) error {
+func (m mistaken) concerns(w *watch) error {
+	question := w.question()
 	if question.Actor != m.Actor || question.Takes == m.Takes {
 		return nil
 	}
@@ -629,9 +645,9 @@ func (m mistaken) concerns(question watching) error {
 
 // concerns is the reason that the message is for a watch to end, if any: who
 // watches an actor that cannot be told something probably waits for an answer.
-func (m undecodable) concerns(question watching) error {
+func (m undecodable) concerns(w *watch) error {
 	switch {
-	case question.Actor != m.Actor:
+	case w.question().Actor != m.Actor:
 		return nil
 	case m.Doubtful:
 		return fmt.Errorf("%w: a message to it was lost", ErrUnreachable)
@@ -647,7 +663,7 @@ func (l *link) end(err error) {
 	r.mu.Lock()
 	way := r.routes[l.host]
 	carried := way != nil && way.link == l
-	fired := l.gather(func(watching) error { return err })
+	fired := l.gather(func(*watch) error { return err })
 	if carried {
 		delete(r.routes, l.host)
 	}
@@ -661,10 +677,19 @@ func (l *link) end(err error) {
 	for w, err := range fired {
 		w.fire(err)
 	}
+	if l.state == open {
+		r.rest(r.heartbeats(silence + 1)) // until the peer has lost it, too
+		l.fire(func(w *watch) error {
+			if !w.asks {
+				return nil
+			}
+			return err
+		})
+	}
 }
 
 // fire ends the watches on the process at the other end that have a reason to.
-func (l *link) fire(why func(watching) error) {
+func (l *link) fire(why func(*watch) error) {
 	l.remote.mu.Lock()
 	fired := l.gather(why)
 	l.remote.mu.Unlock()
@@ -675,14 +700,14 @@ func (l *link) fire(why func(watching) error) {
 
 // gather takes the watches that fire out of their routes, so that each is fired
 // once. The caller holds remote.mu.
-func (l *link) gather(why func(watching) error) map[*watch]error {
+func (l *link) gather(why func(*watch) error) map[*watch]error {
 	fired := map[*watch]error{}
 	for _, way := range l.reached() {
-		for question, watches := range way.watches {
-			if err := why(question); err != nil {
-				delete(way.watches, question)
-				for w := range watches {
+		for _, watches := range way.watches {
+			for w := range watches {
+				if err := why(w); err != nil {
 					fired[w] = err
+					way.forget(w)
 				}
 			}
 		}
@@ -783,7 +808,7 @@ func (l *link) secure(conn net.Conn) net.Conn {
 	case cfg == nil:
 		return conn
 	case !l.dialled():
-		return tls.Server(conn, demanding(cfg))
+		return tls.Server(conn, demanding(cfg, cfg.RootCAs))
 	}
 	cfg = cfg.Clone()
 	if cfg.ServerName == "" {
@@ -794,17 +819,15 @@ func (l *link) secure(conn net.Conn) net.Conn {
 
 // demanding requires a certificate, also of those for whom a callback chooses
 // another configuration.
-func demanding(cfg *tls.Config) *tls.Config {
+func demanding(cfg *tls.Config, authorities *x509.CertPool) *tls.Config {
 	secure := cfg.Clone()
 	secure.ClientAuth = tls.RequireAndVerifyClientCert
-	if secure.ClientCAs == nil {
-		secure.ClientCAs = secure.RootCAs
-	}
+	secure.ClientCAs = cmp.Or(cfg.ClientCAs, authorities)
 	if choose := cfg.GetConfigForClient; choose != nil {
 		secure.GetConfigForClient = func(client *tls.ClientHelloInfo) (*tls.Config, error) {
 			chosen, err := choose(client)
 			if chosen != nil {
-				chosen = demanding(chosen)
+				chosen = demanding(chosen, secure.ClientCAs)
 			}
 			return chosen, err
 		}
@@ -911,33 +934,37 @@ func readFrame(in io.Reader, body []byte, limit int) (_ []byte, fresh bool, err 
 		return nil, false, fmt.Errorf("it begins with %q: a message of %d bytes is larger than the limit, %d", header, size, limit)
 	}
 	body = slices.Grow(body[:0], int(size))[:size]
-	if _, err = io.ReadFull(in, body); err == nil && !whole(body) {
+	if _, err = io.ReadFull(in, body); err != nil {
+		return nil, false, err
+	}
+	if _, whole := measure(body); !whole {
 		err = fmt.Errorf("a frame of %d bytes claims more than it holds", size)
 	}
 	return body, fresh, err
 }
 
-// whole says whether a body is what gob makes: parts that each begin with their
-// length, a byte or, from 128 on, minus the number of bytes that follow with it.
-// gob allocates for what a part claims before it finds that there is less.
-func whole(body []byte) bool {
+// measure takes a body apart as gob puts it together: any number of types, and
+// the value, each behind its length. A length below 128 is one byte; otherwise
+// that byte is minus the count of the bytes that follow with it. A body that is
+// not whole is not for gob, which would allocate what it claims to hold.
+func measure(body []byte) (value int, whole bool) {
 	for len(body) > 0 {
 		size, digits := uint64(body[0]), 0
 		if size >= 128 {
 			size, digits = 0, -int(int8(body[0]))
 		}
 		if digits > 8 || digits >= len(body) {
-			return false
+			return value, false
 		}
 		for _, digit := range body[1 : 1+digits] {
 			size = size<<8 | uint64(digit)
 		}
 		if body = body[1+digits:]; size > uint64(len(body)) {
-			return false
+			return value, false
 		}
-		body = body[size:]
+		value, body = int(size), body[size:]
 	}
-	return true
+	return value, true
 }
 
 func decode(dec *gob.Decoder) (msg envelope, err error) {

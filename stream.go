@@ -53,11 +53,12 @@ package casty
 //  5. subscribes when GetSource first asks for its source, and takes nothing
 //     before Subscribed has told it where it begins;
 //  6. takes exactly the next position, and drops everything else. At a gap it
-//     subscribes again, unless an earlier Subscribe is still unanswered;
+//     subscribes again, once for each position that is missing;
 //  7. says its demand once per heartbeat, and renews its watch of the producer.
 //     If it has taken nothing new since the last time, it subscribes instead,
-//     with pauses that double up to eight heartbeats: on a link slower than a
-//     heartbeat each Subscribe rewinds the producer, and the copies would pile up;
+//     with pauses that double up to eight heartbeats or a third of PeerTimeout: on
+//     a link slower than a heartbeat each Subscribe rewinds the producer, and the
+//     copies would pile up;
 //  8. ends with ErrCannotResume if Subscribed is past what it needs: others have
 //     had what is between. If it has taken nothing yet it begins there instead.
 //     A Subscribed with an earlier position is late, and moves nothing;
@@ -215,9 +216,9 @@ const maxWindow = 1 << 16
 func watchPeer[E, M, P any](self *Actor[M], peer ActorRef[P]) {
 	ctx, cancel := context.WithCancel(self.Context())
 	time.AfterFunc(2*self.in.config.Heartbeat, cancel)
-	self.in.watch(ctx, peer.address, typeName[P](), func(err error) {
+	self.in.watch(ctx, &watch{target: peer.address, takes: typeName[P](), fire: func(err error) {
 		self.accept(peerLost[E]{peer.address, err})
-	})
+	}})
 }
 
 func closed(c <-chan struct{}) bool {
@@ -397,6 +398,9 @@ func (s *SourceRef[E]) close(err error) {
 	})
 }
 
+// String does without what other goroutines change.
+func (s *SourceRef[E]) String() string { return "source of " + s.producer.String() }
+
 func (s *SourceRef[E]) failed(err error) error {
 	return fmt.Errorf("casty: stream from %v: %w", s.producer, err)
 }
@@ -429,6 +433,7 @@ func StreamConsumer[E any](producer ActorRef[StreamProducerMsg[E]], options ...S
 			},
 			retry: backoff{pause: 1},
 		}
+		c.retry.longest = max(1, min(8, int(c.peerTimeout/self.in.config.Heartbeat)/3))
 		c.run()
 		c.source.close(fmt.Errorf("the consumer has %w", ErrStopped))
 	}
@@ -445,6 +450,7 @@ type consumer[E any] struct {
 	phase    phase
 	first    uint64 // the position where it began
 	received uint64 // the next to take
+	gap      uint64 // behind the last position that was found missing, and asked for
 
 	lastWord StreamProducerMsg[E] // nil while elements are wanted; once set, the source is closed, and nothing else matters
 	asked    time.Time            // when it began to wait for an answer, see rule 10; zero: it does not
@@ -579,12 +585,14 @@ func (c *consumer[E]) onElements(seq uint64, elements []E) {
 
 // follows says whether a message about a position is of use, which it is if
 // nothing is missing before that position. If something is, it is asked for,
-// once: whatever is still under way shows the same gap.
+// once: whatever is still under way shows the same gap, and what is lost again
+// may be lost for ever.
 func (c *consumer[E]) follows(seq uint64) bool {
 	if c.phase == subscribing || c.lastWord != nil {
 		return false
 	}
-	if seq > c.received && c.asked.IsZero() {
+	if seq > c.received && c.received >= c.gap {
+		c.gap = c.received + 1
 		c.subscribe()
 	}
 	return seq <= c.received
@@ -620,11 +628,14 @@ func (c *consumer[E]) quit(err error) {
 	c.phase = finished
 }
 
-// onRefused makes an error of the text that has crossed the wire.
+// onRefused makes an error of the text that has crossed the wire. A refusal that
+// comes when nothing has been asked is late: the consumer has since been served.
 func (c *consumer[E]) onRefused(reason string) {
-	if reason == ErrAlreadySubscribed.Error() {
+	switch {
+	case c.asked.IsZero():
+	case reason == ErrAlreadySubscribed.Error():
 		c.quit(ErrAlreadySubscribed)
-	} else {
+	default:
 		c.quit(errors.New(reason))
 	}
 }
@@ -668,20 +679,19 @@ type backoff struct {
 	reached uint64 // the position at the last tick
 	ticks   int    // that the present pause has lasted
 	pause   int    // in ticks
+	longest int    // pause: no more than a third of PeerTimeout, so that it is not one Subscribe that decides
 }
-
-const maxPause = 8
 
 // due is called once per tick.
 func (b *backoff) due(position uint64) bool {
 	if position > b.reached {
-		*b = backoff{reached: position, pause: 1}
+		b.reached, b.ticks, b.pause = position, 0, 1
 		return false
 	}
 	if b.ticks++; b.ticks < b.pause {
 		return false
 	}
-	b.ticks, b.pause = 0, min(2*b.pause, maxPause)
+	b.ticks, b.pause = 0, min(2*b.pause, b.longest)
 	return true
 }
 
@@ -808,6 +818,9 @@ func (s *SinkRef[E]) late(ctx context.Context) error {
 	}
 	return context.Cause(ctx)
 }
+
+// String does without what other goroutines change.
+func (s *SinkRef[E]) String() string { return "sink of " + s.producer.String() }
 
 func (s *SinkRef[E]) failed(doing string, err error) error {
 	return fmt.Errorf("casty: %s %v: %w", doing, s.producer, err)
