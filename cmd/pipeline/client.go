@@ -3,15 +3,9 @@ package main
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
-	"io"
-	"maps"
-	"math"
-	"slices"
-	"strings"
 	"sync"
-	"text/tabwriter"
+	"sync/atomic"
 	"time"
 
 	"casty"
@@ -20,41 +14,88 @@ import (
 type clientConfig struct {
 	system    casty.Config
 	producers int           // sensors to wait for
-	patience  time.Duration // how long to wait for a sensor, or a monitor, that is lost
+	patience  time.Duration // to wait for what is missing; 0: see toStart and ifLost
+	window    int           // elements of a stream that may be under way
+	slow      time.Duration // pause after each reading
+	cancel    bool          // the streams when ctx ends; else leave them to the next client
 }
+
+// toStart is how long to wait for the next of those who are to take part.
+func (c clientConfig) toStart() time.Duration { return cmp.Or(c.patience, forever) }
+
+// ifLost is how long to wait for a sensor or monitor that is lost.
+func (c clientConfig) ifLost() time.Duration { return cmp.Or(c.patience, 30*time.Second) }
 
 // runClient receives from every sensor until all their streams have ended,
 // and sends the monitor an alert for each anomaly. What it returns is never
 // nil, and says what has been received even if something failed.
-func runClient(ctx context.Context, cfg clientConfig, out *console) (*summary, error) {
+func runClient(ctx context.Context, cfg clientConfig, view *view) (*summary, error) {
 	sum := &summary{wanted: cfg.producers, sensors: map[SensorRef]*record{}}
-	client, err := casty.Connect(ctx, cfg.system)
+	client, err := connect(ctx, cfg, view)
 	if err != nil {
 		return sum, err
 	}
 	defer client.Close()
-	alerts, err := newAlerter(ctx, client, cfg.patience)
+	sensors, err := discover(ctx, client, cfg, view)
 	if err != nil {
 		return sum, err
 	}
-	for e := range receive(ctx, client, cfg, out) {
+	leave, streams, over := interrupts(ctx, cfg, view)
+	defer over()
+	// To end a loop cancels its stream. To close the client does not: its nodes
+	// wait for the next one.
+	defer context.AfterFunc(leave, func() { client.Close() })()
+	alerts, err := newAlerter(leave, client, cfg, view)
+	if err != nil {
+		return sum, err
+	}
+	defer alerts.leave()
+	for e := range receive(streams, client, sensors, cfg, view) {
 		sum.add(e)
 		if e.ended {
 			continue
 		}
-		alert, anomaly := e.reading.Alert()
-		if !anomaly {
-			fmt.Fprintf(out, "reading  %v\n", e.reading)
-			continue
+		fate := ""
+		if alert, anomaly := e.reading.Alert(); anomaly {
+			// This may block, and so nothing more is received, and so the sensors'
+			// own Put blocks in the end: all the way to the nodes, nobody sends
+			// faster than the monitor takes.
+			fate = alerts.raise(streams, alert)
 		}
-		fmt.Fprintf(out, "reading  %s\n", out.paint(red, e.reading.String()))
-		// This may block, and so nothing more is received, and so the sensors'
-		// own Put blocks in the end: all the way to the nodes, nobody sends
-		// faster than the monitor takes.
-		alerts.raise(ctx, alert)
+		view.showReading(e.reading, fate)
+		if leave.Err() == nil {
+			pause(streams, cfg.slow)
+		}
 	}
-	sum.acknowledged, sum.alertErr = alerts.complete(ctx)
+	sum.acknowledged, sum.alertErr = alerts.complete(streams)
+	sum.monitored = alerts.chosen.Load() != nil
 	return sum, nil
+}
+
+func connect(ctx context.Context, cfg clientConfig, view *view) (*casty.System, error) {
+	waiting, over := view.waitForAnswer(ctx, cfg)
+	defer over()
+	waiting, cancel := context.WithTimeout(waiting, forever) // without a deadline, Connect has one of its own
+	defer cancel()
+	return casty.Connect(waiting, cfg.system)
+}
+
+// discover waits until there are as many sensors as are wanted. To begin with
+// the first of them at once would be a mistake: a node leaves when its stream
+// is complete, and one that still waits for it as a member would wait forever.
+func discover(ctx context.Context, client *casty.System, cfg clientConfig, view *view) (sensors []SensorRef, err error) {
+	waiting, over := view.waitForSensors(ctx, client, cfg)
+	defer over()
+	for listing := range casty.Listings(waiting, client, SensorKey) {
+		if len(listing.Instances) >= cfg.producers {
+			for _, instance := range listing.Instances[:cfg.producers] {
+				view.introduce("client", "receives from %v", instance.Ref)
+				sensors = append(sensors, instance.Ref)
+			}
+			return sensors, nil
+		}
+	}
+	return nil, cmp.Or(context.Cause(waiting), casty.ErrClosed)
 }
 
 // An event is a reading from one of the sensors, or the end of its stream.
@@ -65,40 +106,28 @@ type event struct {
 	err     error // why it ended, if not because it was complete
 }
 
-// receive merges the streams of as many sensors as are wanted, once all of
-// them are there. The channel is closed when the last has ended, as all do
-// when ctx ends; it is to be read until then.
-func receive(ctx context.Context, client *casty.System, cfg clientConfig, out *console) <-chan event {
+// receive merges the streams of sensors. The channel is closed when the last
+// has ended, as all do when ctx ends or the client is closed; it is to be read
+// until then.
+func receive(ctx context.Context, client *casty.System, sensors []SensorRef, cfg clientConfig, view *view) <-chan event {
 	events := make(chan event)
-	go func() {
-		var streams sync.WaitGroup
-		for n, instance := range discover(ctx, client, cfg.producers) {
-			sensor := instance.Ref
-			fmt.Fprintf(out, "client   receives from %v\n", sensor)
-			streams.Go(func() {
-				consumer := casty.StreamConsumer(sensor, casty.PeerTimeout(cfg.patience))
-				err := consume(ctx, client, fmt.Sprintf("reader-%d", n), consumer, func(reading SensorReading) {
-					events <- event{from: sensor, reading: reading}
-				})
-				events <- event{from: sensor, ended: true, err: err}
+	var streams sync.WaitGroup
+	for n, sensor := range sensors {
+		name := fmt.Sprintf("reader-%d", n+1)
+		streams.Go(func() {
+			defer view.streams.follow(ctx, client, name, sensor)()
+			consumer := casty.StreamConsumer(sensor, casty.Window(cfg.window), casty.PeerTimeout(cfg.ifLost()))
+			err := consume(ctx, client, name, consumer, func(reading SensorReading) {
+				events <- event{from: sensor, reading: reading}
 			})
-		}
+			events <- event{from: sensor, ended: true, err: err}
+		})
+	}
+	go func() {
 		streams.Wait()
 		close(events)
 	}()
 	return events
-}
-
-// discover waits until there are as many sensors as are wanted. To begin with
-// the first of them at once would be a mistake: a node leaves when its stream
-// is complete, and one that still waits for it as a member would wait forever.
-func discover(ctx context.Context, client *casty.System, wanted int) []casty.ServiceInstance[casty.StreamProducerMsg[SensorReading]] {
-	for listing := range casty.Listings(ctx, client, SensorKey) {
-		if len(listing.Instances) >= wanted {
-			return listing.Instances[:wanted]
-		}
-	}
-	return nil
 }
 
 // consume is all there is to the consuming end of a stream. It returns nil
@@ -122,15 +151,18 @@ func consume[E any](ctx context.Context, in *casty.System, name string,
 	return nil
 }
 
-// An alerter is the producing end of the client's own stream, to the monitor.
+// An alerter is the producing end of the client's own stream, to a monitor.
 type alerter struct {
-	sink     *casty.SinkRef[Alert]
+	stream   *outlet[Alert]
 	patience time.Duration
-	raised   int
-	err      error // the first one: after it, no more alerts are raised
+	say      speaker
+	chosen   atomic.Pointer[MonitorRef] // the last to be told that the alerts are for it
+	there    atomic.Bool                // as long as it is listed
+	err      error                      // the first one: after it, no more alerts are raised
+	leave    func()                     // is to be called before the client is closed
 }
 
-func newAlerter(ctx context.Context, client *casty.System, patience time.Duration) (*alerter, error) {
+func newAlerter(ctx context.Context, client *casty.System, cfg clientConfig, view *view) (*alerter, error) {
 	producer, err := casty.Spawn(client, "alerts", casty.StreamProducer[Alert](16))
 	if err != nil {
 		return nil, err
@@ -139,176 +171,80 @@ func newAlerter(ctx context.Context, client *casty.System, patience time.Duratio
 	if err != nil {
 		return nil, err
 	}
-	go tellMonitors(ctx, client, producer) // until the client is closed
-	return &alerter{sink: sink, patience: patience}, nil
+	say := view.speaker("client")
+	a := &alerter{patience: cfg.ifLost(), say: say, stream: &outlet[Alert]{SinkRef: sink, consumer: "a monitor", say: say}}
+	telling, over := view.waitForMonitor(ctx, client)
+	var teller sync.WaitGroup
+	teller.Go(func() { a.tellMonitors(telling, client, producer) })
+	a.leave = func() {
+		over()
+		teller.Wait()
+	}
+	return a, nil
 }
 
-// tellMonitors tells the cluster's monitor of the alerts and, should it
-// disappear, the next one, which is then sent what the first did not get.
-func tellMonitors(ctx context.Context, client *casty.System, alerts AlertsRef) {
-	var told casty.ServiceInstance[MonitorMsg]
-	for listing := range casty.Listings(ctx, client, MonitorKey) {
-		if slices.Contains(listing.Instances, told) {
-			continue
+// tellMonitors tells all monitors of the alerts, and which of them is to
+// receive them: now, at each change, and once per second, for it may not have
+// been heard. Should that one disappear, the next is sent what it did not get.
+func (a *alerter) tellMonitors(ctx context.Context, client *casty.System, alerts AlertsRef) {
+	for ctx.Err() == nil {
+		second, cancel := context.WithTimeout(ctx, time.Second)
+		for listing := range casty.Listings(second, client, MonitorKey) {
+			chosen := a.choose(listing.Instances)
+			for _, monitor := range listing.Instances {
+				monitor.Ref.Tell(client, MonitorMsg{alerts, chosen})
+			}
 		}
-		told = casty.ServiceInstance[MonitorMsg]{}
-		if len(listing.Instances) > 0 {
-			told = listing.Instances[0]
-			told.Ref.Tell(client, MonitorMsg{alerts})
+		cancel()
+	}
+}
+
+// choose keeps to one monitor as long as that is there.
+func (a *alerter) choose(monitors []casty.ServiceInstance[MonitorMsg]) (chosen MonitorRef) {
+	a.there.Store(len(monitors) > 0)
+	for _, monitor := range monitors {
+		if last := a.chosen.Load(); last != nil && monitor.Ref == *last {
+			return *last
 		}
 	}
+	if len(monitors) > 0 {
+		chosen = monitors[0].Ref
+		a.chosen.Store(&chosen)
+		a.say(fmt.Sprintf("sends its alerts to %v%s", chosen, oneOf(len(monitors))))
+	}
+	return chosen
 }
 
 // raise waits for a monitor that is lost, or never was, only so long: the
-// readings are worth having without it.
-func (a *alerter) raise(ctx context.Context, alert Alert) {
+// readings are worth having without it. It says what becomes of the alert.
+func (a *alerter) raise(ctx context.Context, alert Alert) (fate string) {
 	if a.err != nil {
-		return
+		return "no alert, as before"
 	}
 	ctx, cancel := context.WithTimeout(ctx, a.patience)
 	defer cancel()
-	if a.err = a.sink.Put(ctx, alert); a.err == nil {
-		a.raised++
+	if a.err = a.stream.Put(ctx, alert); a.err != nil {
+		return fmt.Sprintf("no alert: %v", a.err)
 	}
+	if a.there.Load() {
+		return "alert sent"
+	}
+	return "alert waits for a monitor"
 }
 
 // complete returns how many alerts the monitor has acknowledged: all of them,
-// or it cannot tell.
+// or it cannot tell. Without alerts, there need not be a monitor.
 func (a *alerter) complete(ctx context.Context) (acknowledged int, err error) {
 	if a.err != nil {
 		return 0, a.err
 	}
+	if a.stream.put == 0 && a.chosen.Load() == nil {
+		return 0, nil
+	}
 	ctx, cancel := context.WithTimeout(ctx, a.patience)
 	defer cancel()
-	if err := a.sink.Complete(ctx); err != nil {
+	if err := a.stream.Complete(ctx); err != nil {
 		return 0, err
 	}
-	return a.raised, nil
-}
-
-// A summary is what the client knows at the end.
-type summary struct {
-	wanted       int
-	sensors      map[SensorRef]*record
-	acknowledged int // alerts that the monitor has
-	alertErr     error
-}
-
-// A record is what has become of one sensor's stream.
-type record struct {
-	sensor   Sensor
-	node     string
-	readings []SensorReading
-	err      error
-}
-
-func (s *summary) add(e event) {
-	r := s.sensors[e.from]
-	if r == nil {
-		address := e.from.Address()
-		name := strings.TrimPrefix(address.Name, sensorPrefix)
-		sensor, err := SensorNamed(name)
-		if err != nil {
-			sensor.Name = name // a kind that only the node knows
-		}
-		r = &record{sensor: sensor, node: address.Host}
-		s.sensors[e.from] = r
-	}
-	if e.ended {
-		r.err = e.err
-	} else {
-		r.readings = append(r.readings, e.reading)
-	}
-}
-
-// totals counts the readings of all sensors, and the anomalies among them.
-func (s *summary) totals() (readings, anomalies int) {
-	for _, r := range s.sensors {
-		readings += len(r.readings)
-		anomalies += r.anomalies()
-	}
-	return readings, anomalies
-}
-
-func (r *record) anomalies() (n int) {
-	for _, reading := range r.readings {
-		if _, anomaly := reading.Alert(); anomaly {
-			n++
-		}
-	}
-	return n
-}
-
-// err is all that went wrong.
-func (s *summary) err() error {
-	var errs []error
-	for _, r := range s.sorted() {
-		errs = append(errs, r.err)
-	}
-	if len(s.sensors) < s.wanted {
-		errs = append(errs, fmt.Errorf("%d of %d sensors were found", len(s.sensors), s.wanted))
-	}
-	return errors.Join(append(errs, s.alertErr)...)
-}
-
-func (s *summary) sorted() []*record {
-	return slices.SortedFunc(maps.Values(s.sensors), func(a, b *record) int {
-		return cmp.Or(cmp.Compare(a.sensor.Name, b.sensor.Name), cmp.Compare(a.node, b.node))
-	})
-}
-
-// print shows a table with a row for each sensor. Numbers are padded by their
-// formats, for tabwriter would align them as it does the names.
-func (s *summary) print(out *console) {
-	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "\nSENSOR\tNODE\tSTREAM\tREADINGS\tAVERAGE\t    MIN\t    MAX\tANOMALIES\tVALUES")
-	for _, r := range s.sorted() {
-		r.print(table, out)
-	}
-	readings, anomalies := s.totals()
-	fmt.Fprintf(table, "total\t\t\t%8d\t\t\t\t%9d\n", readings, anomalies)
-	table.Flush()
-}
-
-func (r *record) print(table io.Writer, out *console) {
-	state := "complete"
-	if r.err != nil {
-		state = "cut short"
-	}
-	statistics, line, marks := "\t\t", "", "" // of nothing
-	if len(r.readings) > 0 {
-		var values []float64
-		var sum float64
-		for _, reading := range r.readings {
-			values = append(values, reading.Value)
-			sum += reading.Value
-		}
-		low, high := slices.Min(values), slices.Max(values)
-		statistics = fmt.Sprintf("%7.2f\t%7.2f\t%7.2f", sum/float64(len(values)), low, high)
-		line, marks = sparkline(r.readings, low, high, out)
-	}
-	fmt.Fprintf(table, "%s %s\t%s\t%s\t%8d\t%s\t%9d\t%s\n",
-		r.sensor.Name, r.sensor.Unit, r.node, state, len(r.readings), statistics, r.anomalies(), line)
-	if !out.colour && marks != "" {
-		fmt.Fprintf(table, "\t\t\t\t\t\t\t\t%s\n", marks)
-	}
-}
-
-// sparkline draws the last of the readings, with the anomalies in red, and
-// makes marks to go below it where there is no colour.
-func sparkline(readings []SensorReading, low, high float64, out *console) (line, marks string) {
-	const width = 60
-	steps := []rune("▁▂▃▄▅▆▇█")
-	for _, reading := range readings[max(0, len(readings)-width):] {
-		step := 0
-		if high > low {
-			step = int(math.Round((reading.Value - low) / (high - low) * float64(len(steps)-1)))
-		}
-		block, mark := string(steps[step]), " "
-		if _, anomaly := reading.Alert(); anomaly {
-			block, mark = out.paint(red, block), "!"
-		}
-		line, marks = line+block, marks+mark
-	}
-	return line, strings.TrimRight(marks, " ")
+	return a.stream.put, nil
 }

@@ -69,65 +69,95 @@ func TestAnomalyIsStrictlyAboveTheLimit(t *testing.T) {
 	}
 }
 
-func TestSparkline(t *testing.T) {
-	var readings []SensorReading
-	for _, value := range []float64{18, 25, 30, 30.5, 35, 26} {
-		readings = append(readings, SensorReading{Sensor: "temp", Value: value})
-	}
-	if line, marks := sparkline(readings, 18, 35, &console{}); line != "▁▄▆▆█▄" || marks != "   !!" {
-		t.Errorf("%q %q", line, marks)
-	}
-	if line, _ := sparkline(readings[3:5], 30.5, 35, &console{colour: true}); line != "\x1b[31m▁\x1b[0m\x1b[31m█\x1b[0m" {
-		t.Errorf("%q", line)
-	}
-	if line, _ := sparkline(readings[:1], 18, 18, &console{}); line != "▁" {
-		t.Errorf("%q", line)
-	}
-	if line, _ := sparkline(slices.Repeat(readings[:1], 100), 18, 18, &console{}); line != strings.Repeat("▁", 60) {
-		t.Errorf("%q", line)
-	}
-}
-
 func TestUsage(t *testing.T) {
 	tests := map[string]string{ // the arguments, and what must be said of them
 		"sensor":                                `"sensor": want node, client, certificates or nothing`,
 		"node extra":                            `unexpected argument "extra"`,
 		"client -producers 2 extra":             `unexpected argument "extra"`,
 		"node -alert-monitor true":              `unexpected argument "true"`,
-		"node -colour":                          `not defined: -colour`,
+		"node -alert-monitor=perhaps":           `-alert-monitor: want true, false or nothing`,
+		"node -colour":                          `not defined: -colour: want one of -address, -alert-monitor, -bind, `,
 		"client -sensor temp":                   `not defined: -sensor`,
+		"certificates -tls-ca a":                `not defined: -tls-ca: want one of -dir, -names;`,
 		"-producers 3":                          `not defined: -producers`,
 		"node -sensor noise":                    `"noise" for flag -sensor: want one of temp, humidity, pressure`,
 		"node -address localhost":               `"localhost" for flag -address: want host:port`,
 		"node -address :25520":                  `":25520" for flag -address: want host:port`,
 		"node -address 127.0.0.1:65536":         `for flag -address: want host:port`,
+		"node -address 0.0.0.0:25520":           `want an address of this machine, and beside it -bind 0.0.0.0:25520`,
+		"node -address [::]:25520":              `and beside it -bind [::]:25520`,
 		"node -bind 0.0.0.0":                    `"0.0.0.0" for flag -bind: want host:port`,
 		"node -seeds a:1,b":                     `"a:1,b" for flag -seeds: want host:port`,
 		"client -seeds 127.0.0.1:http":          `for flag -seeds: want host:port`,
 		"client -seeds a:1,b:0":                 `"a:1,b:0" for flag -seeds: want the port`,
-		"client -producers 0":                   `"0" for flag -producers: want a whole number`,
+		"client -producers 0":                   `"0" for flag -producers: want a whole number from 1 on`,
 		"client -patience -1s":                  `"-1s" for flag -patience: want a time like`,
+		"client -window 0":                      `for flag -window: want a whole number from 1 to 65536`,
+		"client -window 65537":                  `for flag -window: want a whole number from 1 to 65536`,
+		"client -slow 3":                        `for flag -slow: want a time like 1s or 200ms, and no less than 0s`,
+		"-cut 1ms":                              `for flag -cut: want a time like 1s or 200ms, and no less than 100ms`,
 		"node -nodes three":                     `"three" for flag -nodes: want a whole number`,
 		"node -interval 1":                      `"1" for flag -interval: want a time like`,
 		"-readings -1":                          `"-1" for flag -readings: want a whole number`,
-		"-random x":                             `"x" for flag -random`,
+		"-random x":                             `"x" for flag -random: want a whole number from 0 on`,
 		"-tls-cert a":                           `want all three of -tls-cert, -tls-key and -tls-ca`,
 		"client -tls-key a -tls-ca b":           `want all three of -tls-cert, -tls-key and -tls-ca`,
 		"node -tls-cert a -tls-key a -tls-ca /": `-tls-cert a, -tls-key a: `,
+		"certificates -names a,":                `"" is no name: want hosts or other words`,
+		"certificates -names ../a":              `"../a" is no name`,
+		"certificates -names ca":                `"ca" is what the files of the authority`,
+		"certificates -names a-key,a":           `"a-key" is what the files of the authority and of keys are called`,
+		"certificates -names a,b,a":             `"a" is there twice`,
 	}
 	for args, want := range tests {
 		var stdout, stderr bytes.Buffer
 		if status := run(t.Context(), strings.Fields(args), &stdout, &stderr); status != 2 {
 			t.Errorf("%s: status %d", args, status)
 		}
-		if !strings.Contains(stderr.String(), want) || !strings.Contains(stderr.String(), "-tls-ca file") || stdout.Len() > 0 {
-			t.Errorf("%s: printed %q and %q, want %q", args, &stdout, &stderr, want)
+		if got := stderr.String(); !strings.Contains(got, want) || !strings.HasSuffix(got, " -h says more\n") ||
+			strings.Count(got, "\n") != 1 || stdout.Len() > 0 {
+			t.Errorf("%s: printed %q and %q, want %q", args, &stdout, got, want)
 		}
 	}
-	var stdout, stderr bytes.Buffer
-	if status := run(t.Context(), []string{"node", "-h"}, &stdout, &stderr); status != 0 || stderr.Len() > 0 ||
-		!strings.Contains(stdout.String(), "-alert-monitor") {
-		t.Errorf("-h: status %d, printed %q and %q", status, &stdout, &stderr)
+}
+
+func TestHelp(t *testing.T) {
+	tests := map[string]struct{ says, not string }{ // regular expressions
+		"-h":              {`(?s)^usage: pipeline \[role\].*Runs three nodes.*certificates +makes.*-cut.*-slow.*-trace`, `-address|-seeds|-dir`},
+		"node -h":         {`(?s)Runs a node.*-address.*-alert-monitor.*-interval.*default 1s.*-tls-ca`, `-window|-slow|-patience|-dir|-cut`},
+		"client -h":       {`(?s)Runs the client.*-cancel.*-patience.*-producers.*-seeds.*-window`, `-sensor|-interval|-readings|-address|-dir|-cut`},
+		"certificates -h": {`(?s)Makes an authority.*-dir.*-names`, `-tls-ca|-trace|-seeds|-interval`},
+	}
+	for args, want := range tests {
+		var stdout, stderr bytes.Buffer
+		if status := run(t.Context(), strings.Fields(args), &stdout, &stderr); status != 0 || stderr.Len() > 0 {
+			t.Errorf("%s: status %d, stderr %s", args, status, &stderr)
+		}
+		_, flags, _ := strings.Cut(stdout.String(), "\n  -")
+		if !regexp.MustCompile(want.says).MatchString(stdout.String()) || regexp.MustCompile(want.not).MatchString("-"+flags) {
+			t.Errorf("%s: want %s, and not %s, in:\n%s", args, want.says, want.not, &stdout)
+		}
+		for line := range strings.Lines(stdout.String()) {
+			if len(line) > 90 {
+				t.Errorf("%s: a long line: %s", args, line)
+			}
+		}
+	}
+}
+
+// TestFullDisk: /dev/full takes nothing.
+func TestFullDisk(t *testing.T) {
+	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+	if err != nil {
+		t.Skip(err)
+	}
+	defer full.Close()
+	for _, args := range []string{"-h", "-readings 1000000", "node -address 127.0.0.1:0"} {
+		var stderr bytes.Buffer
+		if status := run(t.Context(), strings.Fields(args), full, &stderr); status != 1 ||
+			!strings.Contains(stderr.String(), "standard output: write /dev/full: no space left on device\n") {
+			t.Errorf("%s: status %d: %s", args, status, &stderr)
+		}
 	}
 }
 
@@ -149,9 +179,18 @@ func TestEverything(t *testing.T) {
 			t.Errorf("no %s in:\n%s", want, out)
 		}
 	}
-	for line, want := range map[string]int{"reading": 60, "alert": 17, "node": 6, "client": 3} {
-		if n := len(starting(out, line)); n != want {
-			t.Errorf("%d %ss, not %d, in:\n%s", n, line, want, out)
+	for line, want := range map[string]int{ // of each, how many there are
+		`reading .*`:                             60,
+		`reading .*!.* is above \d+: alert sent`: 17, // and nowhere else
+		`.*!.*\d.*`:                              17,
+		`node .* has the sensor \w+(, and the monitor)?`:                         6, // once at the beginning, and once above the table
+		`node .* measures \w+`:                                                   3,
+		`node .* has pushed 20 readings; Put was blocked for .* in all`:          3,
+		`client   receives from .*`:                                              6,
+		`client   sends its alerts to casty://pipeline@127\.0\.0\.1:\d+/monitor`: 1,
+	} {
+		if n := len(regexp.MustCompile(`(?m)^`+line+`$`).FindAllString(out, -1)); n != want {
+			t.Errorf("%d of %s, not %d, in:\n%s", n, line, want, out)
 		}
 	}
 	if strings.Contains(out, "\x1b") {
@@ -162,8 +201,8 @@ func TestEverything(t *testing.T) {
 		t.Fatal(err)
 	}
 	ports := regexp.MustCompile(`:\d{5}\b`)
-	_, summary, _ := strings.Cut(out, "\n\n")
-	for line := range strings.Lines(ports.ReplaceAllString(summary, ":port")) {
+	_, summary, _ := strings.Cut(out, "\nSENSOR")
+	for line := range strings.Lines(ports.ReplaceAllString("SENSOR"+summary, ":port")) {
 		if !strings.Contains(ports.ReplaceAllString(string(readme), ":port"), line) {
 			t.Errorf("the README does not show: %s", line)
 		}
@@ -317,6 +356,8 @@ func TestProcesses(t *testing.T) {
 		"the monitor dies":   monitorReplaced,
 		"the client dies":    clientReplaced,
 		"client interrupted": clientInterrupted,
+		"interrupted twice":  clientInterruptedTwice,
+		"client cancels":     clientCancels,
 		"node interrupted":   nodeInterrupted,
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -403,19 +444,55 @@ func clientReplaced(t *testing.T, spawn launcher) {
 	}
 }
 
+// clientInterrupted: the nodes wait for the next client.
 func clientInterrupted(t *testing.T, spawn launcher) {
-	monitor, others := cluster(t, spawn, "-interval", "20ms", "-readings", "1000000")
+	monitor, others := cluster(t, spawn, "-interval", "20ms", "-readings", "150")
 	client := spawn(t, "client", "-seeds", monitor.address(t))
 	for _, sensor := range Sensors() {
 		client.stdout.await(t, fmt.Sprintf("reading  %-8s    3", sensor))
 	}
 	client.interrupt()
-	if status := client.wait(t); status != 130 || !strings.Contains(client.stdout.String(), "cut short") {
+	if status := client.wait(t); status != 130 || strings.Count(client.stdout.String(), "cut short") != 3 {
 		t.Errorf("status %d:\n%s", status, client.stdout)
 	}
-	for _, node := range append(others, monitor) { // each has been cancelled, or waits for the next client
-		node.interrupt()
-		if status := node.wait(t); status != 1 && status != 130 {
+	out := spawn(t, "client", "-seeds", monitor.address(t)).succeeds(t)
+	for _, sensor := range Sensors() {
+		if !strings.Contains(out, fmt.Sprintf("reading  %-8s  150", sensor)) {
+			t.Errorf("the last reading of %v is not in:\n%s", sensor, out)
+		}
+	}
+	for _, node := range append(others, monitor) {
+		node.succeeds(t)
+	}
+}
+
+// clientInterruptedTwice: the streams end.
+func clientInterruptedTwice(t *testing.T, spawn launcher) {
+	monitor, others := cluster(t, spawn, "-interval", "20ms", "-readings", "1000000")
+	client := spawn(t, "client", "-seeds", monitor.address(t))
+	client.stdout.await(t, "reading  pressure    3")
+	client.interrupt()
+	client.stdout.await(t, "interrupt again to end the streams")
+	client.interrupt()
+	streamsEnd(t, client, append(others, monitor))
+}
+
+// clientCancels: so they do without a second time.
+func clientCancels(t *testing.T, spawn launcher) {
+	monitor, others := cluster(t, spawn, "-interval", "20ms", "-readings", "1000000")
+	client := spawn(t, "client", "-seeds", monitor.address(t), "-cancel")
+	client.stdout.await(t, "reading  pressure    3")
+	client.interrupt()
+	streamsEnd(t, client, append(others, monitor))
+}
+
+func streamsEnd(t *testing.T, client *running, nodes []*running) {
+	t.Helper()
+	if status := client.wait(t); status != 130 || strings.Count(client.stdout.String(), "cut short") != 3 {
+		t.Errorf("status %d:\n%s", status, client.stdout)
+	}
+	for _, node := range nodes {
+		if status := node.wait(t); status != 1 || !strings.Contains(node.stderr.String(), "cancelled by the consumer") {
 			t.Errorf("status %d: %s", status, node.stderr)
 		}
 	}
@@ -499,7 +576,7 @@ func cluster(t *testing.T, begin launcher, flags ...string) (monitor *running, o
 // address waits for a node to say where it is.
 func (r *running) address(t *testing.T) string {
 	t.Helper()
-	return strings.Fields(r.stdout.await(t, " measures "))[1]
+	return strings.Fields(r.stdout.await(t, " has the sensor "))[1]
 }
 
 func (r *running) wait(t *testing.T) int {

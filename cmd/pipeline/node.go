@@ -2,12 +2,11 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
-	"fmt"
-	"hash/fnv"
-	"iter"
-	"math"
-	"math/rand/v2"
+	"maps"
+	"slices"
+	"sync/atomic"
 	"time"
 
 	"casty"
@@ -19,25 +18,25 @@ type nodeConfig struct {
 	sensor   Sensor
 	monitor  bool // run the alert monitor as well
 	readings int
-	interval time.Duration
-	random   uint64 // the same seed gives the same readings
+	interval time.Duration // between readings
+	random   uint64        // the same seed gives the same readings
 }
 
 // A nodeReport is what a node has counted, to be held against what the client has.
 type nodeReport struct{ pushed, alerts int }
 
 // runNode is a node's life: it offers its sensor as a stream, pushes the
-// readings, and leaves when the client has them all and, if it is the
-// monitor, when it has all the client's alerts.
-func runNode(ctx context.Context, cfg nodeConfig, out *console) (report nodeReport, err error) {
+// readings, and leaves when the client has them all and its monitor, if it has
+// one, is not needed either.
+func runNode(ctx context.Context, cfg nodeConfig, view *view) (report nodeReport, err error) {
 	node, err := casty.StartNode(cfg.system)
 	if err != nil {
 		return report, err
 	}
 	defer func() { err = errors.Join(err, node.Close()) }()
-	fmt.Fprintf(out, "node     %s measures %s\n", node.Address(), cfg.sensor.Name)
+	view.introduce("node", "%s has %s", node.Address(), cfg)
 
-	m := monitor{node: node, out: out, leave: make(chan struct{})}
+	m := monitor{node: node, view: view, nodeDone: make(chan struct{}), coming: map[AlertsRef]bool{}}
 	var left <-chan error
 	if cfg.monitor {
 		ref, err := casty.Spawn(node, "monitor", casty.Discoverable(MonitorKey, m.run))
@@ -46,12 +45,12 @@ func runNode(ctx context.Context, cfg nodeConfig, out *console) (report nodeRepo
 		}
 		left = ref.Watch(ctx, node)
 	}
-	report.pushed, err = pushReadings(ctx, node, cfg)
-	fmt.Fprintf(out, "node     %s has pushed %d readings\n", node.Address(), report.pushed)
+	report.pushed, err = pushReadings(ctx, node, cfg, view)
 	if err != nil || !cfg.monitor {
 		return report, err
 	}
-	close(m.leave)
+	close(m.nodeDone)
+	defer view.waitForAlerts(ctx, &m)()
 	select {
 	case <-left:
 		report.alerts = m.received
@@ -63,8 +62,11 @@ func runNode(ctx context.Context, cfg nodeConfig, out *console) (report nodeRepo
 
 // pushReadings is all there is to the producing end of a stream. It returns
 // when the consumer has everything: there is nothing to wait for after that.
-func pushReadings(ctx context.Context, node *casty.System, cfg nodeConfig) (pushed int, err error) {
-	if err := casty.WaitForMembers(ctx, node, cfg.nodes); err != nil {
+func pushReadings(ctx context.Context, node *casty.System, cfg nodeConfig, view *view) (pushed int, err error) {
+	found := view.waitForNodes(ctx, node, cfg)
+	err = casty.WaitForMembers(ctx, node, cfg.nodes)
+	found()
+	if err != nil {
 		return 0, err
 	}
 	producer, err := casty.Spawn(node, sensorPrefix+cfg.sensor.Name,
@@ -76,65 +78,34 @@ func pushReadings(ctx context.Context, node *casty.System, cfg nodeConfig) (push
 	if err != nil {
 		return 0, err
 	}
-	pauses := newRandom(cfg.random, "pauses of "+cfg.sensor.Name)
-	for reading := range measure(cfg.sensor, cfg.readings, cfg.random) {
-		if err := pause(ctx, cfg.interval, pauses); err != nil {
-			return pushed, err
-		}
-		if err := sink.Put(ctx, reading); err != nil { // blocks while the client is behind
+	stream, leave := view.offer(ctx, cfg, producer, sink) // the sink, and what is to be said about it
+	defer leave()
+	for reading := range cfg.measure(ctx) {
+		if err := stream.Put(ctx, reading); err != nil { // blocks while the client is behind
 			return pushed, err
 		}
 		pushed++
 	}
-	return pushed, sink.Complete(ctx)
-}
-
-// newRandom gives each use of a seed numbers of its own, or all sensors with
-// the same seed would rise and fall together.
-func newRandom(seed uint64, use string) *rand.Rand {
-	hash := fnv.New64a()
-	hash.Write([]byte(use))
-	return rand.New(rand.NewPCG(seed, hash.Sum64()))
-}
-
-// measure yields readings: a random walk that turns back at the sensor's bounds.
-func measure(sensor Sensor, readings int, seed uint64) iter.Seq[SensorReading] {
-	return func(yield func(SensorReading) bool) {
-		random := newRandom(seed, sensor.Name)
-		span := sensor.High - sensor.Low
-		value := sensor.Low + span*random.Float64()
-		for seq := 1; seq <= readings; seq++ {
-			// Rounded here, so that what is compared with the limit is what is shown.
-			if !yield(SensorReading{sensor.Name, seq, math.Round(value*100) / 100, sensor.Unit}) {
-				return
-			}
-			value += span * (random.Float64() - 0.5)
-			if value > sensor.High {
-				value = 2*sensor.High - value
-			} else if value < sensor.Low {
-				value = 2*sensor.Low - value
-			}
-		}
+	if ctx.Err() != nil {
+		return pushed, context.Cause(ctx) // what has been interrupted is not complete
 	}
+	return pushed, stream.Complete(ctx)
 }
 
-// pause waits for the interval, more or less: up to a fifth of it either way.
-func pause(ctx context.Context, interval time.Duration, random *rand.Rand) error {
-	varied := time.Duration(float64(interval) * (0.8 + 0.4*random.Float64()))
-	select {
-	case <-time.After(varied):
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
-}
-
-// A monitor shows the alerts of every client that tells it of some.
+// A monitor receives the alerts of every client that wants it to.
 type monitor struct {
 	node     *casty.System
-	out      *console
-	leave    chan struct{} // closed when the node's own sensor is done
-	received int           // owned by the actor; to be read when it has stopped
+	view     *view
+	nodeDone chan struct{} // closed when the node's own readings have arrived
+	waitsFor atomic.Value  // a string, for the view
+	received int           // owned by the actor, as is what follows; to be read when it has stopped
+
+	// A monitor leaves when its node may, some client needs it no more, and
+	// nobody's alerts are still coming. A client that has died does not count:
+	// the one that takes its place has alerts too.
+	nodeMayLeave bool
+	clientIsDone bool               // has completed its alerts, or has them received elsewhere
+	coming       map[AlertsRef]bool // false: it has completed them
 }
 
 // An alertsEnd is how one client's stream of alerts has ended.
@@ -144,50 +115,66 @@ type alertsEnd struct {
 	err      error
 }
 
-// run is the monitor's behaviour. It stays until its node may leave, a client
-// has completed its alerts, and no other's are still coming. A client that has
-// died does not count: the one that takes its place has alerts too.
+// run is the monitor's behaviour.
 func (m *monitor) run(self *casty.Actor[MonitorMsg]) {
-	leave := m.leave
+	nodeDone := m.nodeDone
 	ends := make(chan alertsEnd)
-	open, completed := map[AlertsRef]bool{}, false
-	for leave != nil || !completed || len(open) > 0 {
+	for m.stays() {
 		select {
 		case msg := <-self.Mailbox():
-			if open[msg.Alerts] {
-				continue // it had lost sight of us, and tells us again
+			_, known := m.coming[msg.Alerts]
+			switch {
+			case msg.For != self.Ref():
+				m.clientIsDone = true
+			case !known: // or it tells us again, as it cannot know that we have heard
+				m.coming[msg.Alerts] = true
+				go func() { // a stream blocks, and there may be others
+					received, err := m.receive(self.Context(), msg.Alerts)
+					select {
+					case ends <- alertsEnd{msg.Alerts, received, err}:
+					case <-self.Done():
+					}
+				}()
 			}
-			open[msg.Alerts] = true
-			go func() { // a stream blocks, and there may be others
-				received, err := m.show(self.Context(), msg.Alerts)
-				select {
-				case ends <- alertsEnd{msg.Alerts, received, err}:
-				case <-self.Done():
-				}
-			}()
 		case end := <-ends:
-			delete(open, end.from)
 			m.received += end.received
 			if end.err == nil {
-				completed = true
+				m.coming[end.from], m.clientIsDone = false, true
 			} else {
-				fmt.Fprintf(m.out, "monitor  lost a client: %v\n", end.err)
+				delete(m.coming, end.from) // it may come back
+				m.view.say("monitor", "lost a client: %v", end.err)
 			}
-		case <-leave:
-			leave = nil
+		case <-nodeDone:
+			nodeDone, m.nodeMayLeave = nil, true
 		case <-self.Done():
 			return
 		}
 	}
 }
 
-// show is a monitor's view of one client.
-func (m *monitor) show(ctx context.Context, alerts AlertsRef) (received int, err error) {
+// stays says whether the monitor is still needed, and notes what for.
+func (m *monitor) stays() bool {
+	why := ""
+	switch {
+	case !m.nodeMayLeave:
+		m.waitsFor.Store("")
+		return true // the node says itself what it waits for
+	case slices.Contains(slices.Collect(maps.Values(m.coming)), true):
+		why = "waiting for a client to complete its alerts"
+	case !m.clientIsDone:
+		why = "waiting for a client to tell of its alerts"
+	}
+	m.waitsFor.Store(why)
+	return why != ""
+}
+
+// receive is a monitor's view of one client.
+func (m *monitor) receive(ctx context.Context, alerts AlertsRef) (received int, err error) {
 	// Nobody can dial a client: it comes back by itself, and soon, or never.
 	consumer := casty.StreamConsumer(alerts, casty.PeerTimeout(5*time.Second))
-	err = consume(ctx, m.node, "alerts-of-"+alerts.Address().Host, consumer, func(alert Alert) {
+	err = consume(ctx, m.node, "alerts-"+rand.Text()[:4], consumer, func(alert Alert) {
 		received++
-		fmt.Fprintln(m.out, m.out.paint(yellow, fmt.Sprintf("alert    %v", alert)))
+		m.view.showAlert(alert)
 	})
 	return received, err
 }
