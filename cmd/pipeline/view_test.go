@@ -185,7 +185,7 @@ func TestTraceOfEverything(t *testing.T) {
 		`sensor-temp │ ◀─+ Subscribe\{From: 0\} ─+ │ reader-\d`,
 		`sensor-temp │ ─+ Subscribed\{0\} ─+▶ │ reader-\d`,
 		`sensor-temp │ ◀─+ StreamDemand\{Received: 0, Demand: 4\} ─+ │ reader-\d`,
-		`sensor-temp │ ─+ StreamElement\{0, \[[\d. ]+\]\} ─+▶ │ reader-\d`,
+		`sensor-temp │ ─+ StreamElement\{0, \[[\d. …+]+\]\} ─+▶ │ reader-\d`,
 		`sensor-temp │ ─+ StreamCompleted\{20\} ─+▶ │ reader-\d`,
 		`sensor-temp │ ◀─+ StreamDemand\{Received: 21, Demand: 21\} ─+ │ reader-\d`,
 		`alerts │ ─+ StreamCompleted\{17\} ─+▶ │ alerts-\w+`,
