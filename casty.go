@@ -186,14 +186,15 @@ func Spawn[M any](in Place, name string, b Behavior[M]) (ref ActorRef[M], err er
 	if err := cmp.Or(checkName("actor", name), sendable[M]()); err != nil {
 		return ref, err
 	}
-	return spawn(in.system(), name, b)
+	s := in.system()
+	return spawn(s, name, s.config.Mailbox, b)
 }
 
 // receptionistName is where each process's receptionist is found.
 const receptionistName = "receptionist"
 
-func spawn[M any](s *System, name string, b Behavior[M]) (ActorRef[M], error) {
-	self, err := newActor[M](s, name, s.config.Mailbox)
+func spawn[M any](s *System, name string, mailbox int, b Behavior[M]) (ActorRef[M], error) {
+	self, err := newActor[M](s, name, mailbox)
 	if err != nil {
 		return ActorRef[M]{}, err
 	}

@@ -1869,6 +1869,27 @@ func TestBadInputCostsLittle(t *testing.T) {
 	}
 }
 
+// What a peer says right behind its hello is answered: the connection carries
+// what there is for the peer before anything is read from it.
+func TestFirstWordIsAnswered(t *testing.T) {
+	const heartbeat = 20 * time.Second // these peers have none
+	node := startWith(t, casty.Config{Heartbeat: heartbeat})
+	if _, err := casty.Spawn(node, "doubler", doubler); err != nil {
+		t.Fatal(err)
+	}
+	for n := range 500 {
+		p := greetAs(t, node, hello{Host: fmt.Sprint("peer-", n), Heartbeat: heartbeat})
+		p.tell("doubler", double{21, refTo[int](t, fmt.Sprintf("casty://casty@peer-%d/me", n))})
+		for heard := []byte(nil); !bytes.Contains(heard, []byte("me")); {
+			heard, _ = readFrame(t, p.conn)
+		}
+		p.conn.Close()
+	}
+	if lost := node.DeadLetters(); lost > 0 {
+		t.Error(lost, "answers were lost")
+	}
+}
+
 // What a few bytes claim to be is not allocated, and what is announced is not
 // kept longer than it is needed.
 func TestClaimsCostNoMemory(t *testing.T) {
@@ -4104,11 +4125,11 @@ func BenchmarkStream(b *testing.B) {
 	for _, window := range []int{256, 4096} {
 		b.Run(fmt.Sprintf("gob/window=%d", window), func(b *testing.B) { benchmarkGob(b, window, reading) })
 		b.Run(fmt.Sprintf("network/window=%d", window), func(b *testing.B) {
-			a := startNode(b)
-			benchmarkStream(b, a, startNode(b, a.Address()), window, reading)
+			a := startWith(b, casty.Config{Mailbox: window})
+			benchmarkStream(b, a, startWith(b, casty.Config{Mailbox: window, Seeds: []string{a.Address()}}), window, reading)
 		})
 		b.Run(fmt.Sprintf("local/window=%d", window), func(b *testing.B) {
-			system := local(b)
+			system := startWith(b, casty.Config{Mailbox: window})
 			benchmarkStream(b, system, system, window, reading)
 		})
 	}

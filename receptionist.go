@@ -344,7 +344,7 @@ func join(cfg Config, host string, listener net.Listener) (*System, error) {
 	learn(announcement{}, departure{})
 	s := newSystem(cfg, host)
 	s.network = newRemote(s, listener)
-	_, err := spawn(s, receptionistName, func(self *Actor[receptionistMsg]) {
+	_, err := spawn(s, receptionistName, maxStrangers, func(self *Actor[receptionistMsg]) {
 		(&receptionist{self: self, directory: directoryOf(self), strangers: map[string]int{}}).run()
 	})
 	return s, err

@@ -513,9 +513,10 @@ func (l *link) talk(conn net.Conn, peer string) error {
 	goOn()
 	conn.SetDeadline(time.Time{})
 	l.become(open, cmp.Or(l.host, theirs.Host), theirs.Host)
+	outbox, _ := l.claim() // before anything is read that may be answered
 	var writing sync.WaitGroup
 	writing.Go(func() {
-		if err := l.write(ctx, secured); err != nil {
+		if err := l.write(ctx, secured, outbox); err != nil {
 			fail(err)
 		}
 	})
@@ -527,10 +528,9 @@ func (l *link) talk(conn net.Conn, peer string) error {
 }
 
 // write owns the sending side, until it fails or there is nothing more to send.
-func (l *link) write(ctx context.Context, conn net.Conn) error {
+func (l *link) write(ctx context.Context, conn net.Conn, from *outbox) error {
 	heartbeat := time.NewTicker(l.remote.heartbeats(1))
 	defer heartbeat.Stop()
-	from, _ := l.claim()
 	var out bytes.Buffer
 	for last := false; !last; {
 		var mark []byte // a frame without a body
