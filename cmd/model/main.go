@@ -72,7 +72,7 @@ func flags(w *world, limit *int) *flag.FlagSet {
 	number(set, &w.window, "w", 1, 1, 6, "`elements` in the window of a consumer")
 	number(set, &w.maxWindow, "max", 1, 1, 6, "`elements` that the producer keeps, if that is more than the window")
 	number(set, &w.consumers, "consumers", 2, 1, 2, "`consumers` at the same time")
-	number(set, &w.capacity, "capacity", 2, 1, 7, "`messages` under way in one direction of a connection")
+	number(set, &w.capacity, "capacity", 1, 1, 7, "`messages` under way in one direction of a connection")
 	number(set, &w.losses, "losses", 1, unlimited, 100, "`times` that a direction of a connection is lost; -1: any number")
 	number(set, &w.cuts, "cuts", 1, unlimited, 100, "`times` that a consumer is unreachable for no good reason; -1: any number")
 	number(set, &w.crashes, "crashes", 0, 0, 100, "`consumers` that crash")

@@ -19,7 +19,7 @@ func explored(t *testing.T, args ...string) verdict {
 
 func TestNothingIsUnsafeOrStuck(t *testing.T) {
 	for _, args := range []string{
-		"-n 1 -cuts 0",
+		"-n 1 -cuts 0 -capacity 2",
 		"-n 1 -losses 0 -cuts 2 -twice",
 		"-losses 0 -cuts 0 -crashes 1 -again 1 -silent -cancels",
 		"-consumers 1 -crashes 1 -again 1 -cancels",
