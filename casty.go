@@ -41,10 +41,10 @@
 // # Terms
 //
 //   - dead letter: a message told with [ActorRef.Tell] that reached no
-//     mailbox. Dead letters are counted. A message of a stream is none,
-//     because the stream says it again. Neither is a message that was being
-//     written when its connection was lost: nobody can tell whether it has
-//     arrived.
+//     mailbox, or any that could not be decoded. Dead letters are counted. A
+//     lost message of a stream is none, because the stream says it again.
+//     Neither is a message that was being written when its connection was
+//     lost: nobody can tell whether it has arrived.
 //   - position: a place in a stream, counted from its first element, which is
 //     at 0. A position means the same element for ever, to everybody.
 //   - demand: the position before which a consumer allows its producer to

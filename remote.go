@@ -16,7 +16,7 @@ package casty
 //	envelope{To, message}                     a message to the actor To
 //	envelope{watching{Actor, Takes}}          is your actor there, and does it take such messages? Asked at first, and once per heartbeat
 //	envelope{mistaken{Actor, Takes}}          no: it takes these or, if Takes is empty, it is not there; a yes is not said
-//	envelope{undecodable{Actor, Reason}}      I could not decode your message to that actor; describe your types again
+//	envelope{undecodable{Actor, Reason, ...}} I could not decode your message to that actor; describe your types again
 //
 // A connection may lose whatever is written to it, and nothing relies on more:
 //
@@ -96,7 +96,7 @@ type (
 	mistaken    struct{ Actor, Takes string }
 	undecodable struct {
 		Actor, Reason string
-		Doubtful      bool // the message may only have lacked types that an earlier one, as undecodable, had described
+		Doubtful      bool // an earlier message could not be decoded either, and may have described types that this one needs
 	}
 )
 
@@ -107,9 +107,9 @@ type gossip interface{ from() string }
 // bulk is a message that its sender keeps, and could make smaller.
 type bulk interface{ count() int }
 
-// A remote is a system's network. Close has two phases: closing ends, and each
-// link's writer sends what is left; three heartbeats later at most ctx ends, and
-// every connection is cut.
+// A remote is a system's network. It is closed in two steps. First the context
+// closing ends: each link's writer sends what is left, then hangs up. Three
+// heartbeats later at most the context ctx ends: every connection is cut.
 type remote struct {
 	system   *System
 	listener net.Listener    // nil for a client
@@ -221,7 +221,9 @@ func (r *remote) forget(w *watch) {
 func (w *watch) question() watching { return watching{w.target.path(), w.takes} }
 
 // A route is what we have to say to a host, and the link that carries it. It
-// begins with the first message, and ends with that link.
+// begins with the first message to the host, or with a link that the host has
+// opened. Until its link is open, another that opens first may take it over;
+// after that they stay together, and the route ends with the link.
 type route struct {
 	outbox  *outbox
 	link    *link                        // carries the outbox, once it is open; guarded by remote.mu
@@ -453,8 +455,10 @@ func (l *link) become(state linkState, host, called string) {
 }
 
 // claim makes this link the one that carries its route, unless another open link
-// does. It returns the outbox to write, or an empty one that nothing gathers in,
-// and what to ask the peer at each heartbeat.
+// does. It returns the route's outbox, for this link to write, and what to ask the
+// peer. If another link carries the route, it returns an outbox in which nothing
+// ever gathers: this link then writes heartbeats only, and claims again at each,
+// in case the other has been lost.
 func (l *link) claim() (*outbox, []watching) {
 	r := l.remote
 	r.mu.Lock()
@@ -655,9 +659,12 @@ func (m undecodable) concerns(w *watch) error {
 	return fmt.Errorf("%w: the other end cannot decode it: %s", ErrUnsendable, m.Reason)
 }
 
-// end says that a connection is lost to those who watch the process at the other
-// end. With it goes the route that it carried: what had not been written, and is
-// not said again, is so many dead letters.
+// end follows a lost connection. Those who watch the process at the other end get
+// ErrUnreachable. If the link carried a route, the route goes with it: what had
+// not been taken for writing, and is not said again, is counted as dead letters.
+// The peer may notice the loss later than we do, and write replies to the dead
+// connection until then. So those who wait for a reply are told once more when
+// it must have noticed.
 func (l *link) end(err error) {
 	r, s := l.remote, l.remote.system
 	r.mu.Lock()

@@ -5,7 +5,7 @@ package casty
 // for everybody, for ever. Seq and From are positions, too.
 //
 //	from the consumer                            it means
-//	  Subscribe{Consumer, From}                  serve me from position From on; 0 from one that has taken nothing: from wherever you are
+//	  Subscribe{Consumer, From}                  serve me from position From on. From 0 says: I have taken nothing, begin wherever you are
 //	  StreamDemand{Consumer, Received, Demand}   I hold everything before Received; you may send what is before Demand
 //	  StreamCancel{Consumer}                     I want no more
 //
@@ -16,7 +16,8 @@ package casty
 //	  StreamFailed{Seq, Reason}                  the same, with a reason
 //	  StreamRefused{Reason}                      I do not serve you
 //
-// A stream of three elements, with a window of two:
+// A stream of three elements, with a window of two (demands between those that
+// are shown are left out):
 //
 //	Subscribe{From: 0}                  →
 //	                                    ←  Subscribed{0}
@@ -53,12 +54,14 @@ package casty
 //  5. subscribes when GetSource first asks for its source, and takes nothing
 //     before Subscribed has told it where it begins;
 //  6. takes exactly the next position, and drops everything else. At a gap it
-//     subscribes again, once for each position that is missing;
+//     subscribes again, but only once while the same position is the next one;
 //  7. says its demand once per heartbeat, and renews its watch of the producer.
-//     If it has taken nothing new since the last time, it subscribes instead,
-//     with pauses that double up to eight heartbeats or a third of PeerTimeout: on
-//     a link slower than a heartbeat each Subscribe rewinds the producer, and the
-//     copies would pile up;
+//     If it has taken nothing new since the heartbeat before, it subscribes
+//     instead. While nothing comes, the pauses between these Subscribes double,
+//     up to eight heartbeats or a third of PeerTimeout, whichever is less, and
+//     begin anew when the producer becomes unreachable. They must: each Subscribe
+//     makes the producer send again what is still under way, and on a slow link
+//     these copies would pile up;
 //  8. ends with ErrCannotResume if Subscribed is past what it needs: others have
 //     had what is between. If it has taken nothing yet it begins there instead.
 //     A Subscribed with an earlier position is late, and moves nothing;
@@ -66,8 +69,9 @@ package casty
 //     heartbeat until it learns that the producer has stopped. A consumer that
 //     leaves before it is served goes on subscribing, and cancels once it is
 //     served: nobody heeds the cancel of a stranger;
-//  10. gives up when it has waited PeerTimeout for an answer: to a Subscribe,
-//     Subscribed or a new element; to its last word, that the producer stops;
+//  10. gives up when it has waited PeerTimeout for an answer. The answer to a
+//     Subscribe is Subscribed or a new element; the answer to its last word is
+//     that the producer stops;
 //  11. demands what it has consumed plus its window, each time that half a
 //     window has been consumed.
 //
@@ -250,7 +254,7 @@ type streamOptions struct {
 }
 
 // Window sets how many elements the consumer has room for: from 1 to 65536, and
-// no more than the system's Mailbox, so that elements never find it full. Other
+// no more than the system's Mailbox, so that elements seldom find it full. Other
 // numbers are brought into that range. The default is 256: half of it costs small
 // elements a third of their speed, twice as much gains a fifth or less; elements
 // of 64 KiB gain nothing, and 256 of them are 16 MiB in each process.
@@ -408,8 +412,8 @@ func (s *SourceRef[E]) failed(err error) error {
 // StreamConsumer is the behaviour of a stream's receiving end. It subscribes
 // to the producer when its source is asked for, and not before; it demands as
 // many elements as its window has room for, and more as they are consumed. Once
-// it has subscribed it stops after its producer, or when the producer stays
-// unreachable.
+// it has subscribed it stops after its producer, or when it gives the producer up:
+// the errors of [SourceRef.All] say why.
 func StreamConsumer[E any](producer ActorRef[StreamProducerMsg[E]], options ...StreamOption) Behavior[StreamConsumerMsg[E]] {
 	learnStream[E]()
 	o := streamOptions{window: 256, peerTimeout: 30 * time.Second}
@@ -450,9 +454,9 @@ type consumer[E any] struct {
 	phase    phase
 	first    uint64 // the position where it began
 	received uint64 // the next to take
-	gap      uint64 // behind the last position that was found missing, and asked for
+	gap      uint64 // one more than the position last asked for at a gap: it is still missing while received is less
 
-	lastWord StreamProducerMsg[E] // nil while elements are wanted; once set, the source is closed, and nothing else matters
+	lastWord StreamProducerMsg[E] // what it says until the producer stops: rule 9. nil while elements are wanted; once set, the source is closed
 	asked    time.Time            // when it began to wait for an answer, see rule 10; zero: it does not
 	retry    backoff              // when to subscribe again
 }
@@ -583,10 +587,10 @@ func (c *consumer[E]) onElements(seq uint64, elements []E) {
 	}
 }
 
-// follows says whether a message about a position is of use, which it is if
-// nothing is missing before that position. If something is, it is asked for,
-// once: whatever is still under way shows the same gap, and what is lost again
-// may be lost for ever.
+// follows says whether a message that begins at seq is of use: it is if nothing
+// is missing before seq. If something is, it is asked for, but once only, since
+// each message that is still under way shows the same gap. Should the answer be
+// lost, onTick asks again.
 func (c *consumer[E]) follows(seq uint64) bool {
 	if c.phase == subscribing || c.lastWord != nil {
 		return false
@@ -622,14 +626,15 @@ func (c *consumer[E]) sayLast(word StreamProducerMsg[E], err error) {
 }
 
 // quit closes the source without a last word: the producer is gone, refuses the
-// consumer, or does not answer.
+// consumer, does not answer, or has gone on without it.
 func (c *consumer[E]) quit(err error) {
 	c.source.close(err)
 	c.phase = finished
 }
 
 // onRefused makes an error of the text that has crossed the wire. A refusal that
-// comes when nothing has been asked is late: the consumer has since been served.
+// comes when nothing has been asked is late, since the consumer is served now, or
+// it will be said again when the consumer subscribes.
 func (c *consumer[E]) onRefused(reason string) {
 	switch {
 	case c.asked.IsZero():
@@ -673,8 +678,8 @@ func (c *consumer[E]) onTick() {
 	}
 }
 
-// A backoff says at which ticks to subscribe again: at the first since which
-// nothing new has come, and then after pauses that double.
+// A backoff says at which ticks to subscribe again: at the first tick that finds
+// nothing new since the tick before, and then after pauses that double.
 type backoff struct {
 	reached uint64 // the position at the last tick
 	ticks   int    // that the present pause has lasted
@@ -858,7 +863,7 @@ type producer[E any] struct {
 	backlog backlog[E]
 	served  *subscription[E] // nil: nobody is served
 	rival   *Subscribe[E]    // of a consumer that waits for the place; nil: none does
-	refusal error            // why nobody is served any more, see onLost; nil: somebody may be
+	refusal error            // why no element is sent any more, to anybody: see onLost. Once it is set, served is kept only to be refused
 }
 
 // A backlog is what a producer has taken from its sink and has not been
@@ -907,12 +912,12 @@ type subscription[E any] struct {
 	cursor uint64 // the next to send
 	demand uint64 // send nothing at or past it
 
-	length uint64 // how many elements to send together, in units of 1/growth; fewer after that many were too large
+	length uint64 // growth times the number of elements to send together: halved when a run is too large, and 1 more for each run that is sent
 }
 
 const (
 	maxRun = 128 // elements in a message; longer runs are no faster
-	growth = 64  // runs that are sent before the next may be one element longer: each that proves too large costs an encoding
+	growth = 64  // runs that are sent before the next may be one element longer: slowly, because one that is too large has been encoded in vain
 )
 
 func (s *subscription[E]) tell(msg StreamConsumerMsg[E]) error { return s.consumer.tell(s.self, msg) }
