@@ -71,9 +71,9 @@ const (
 	protocolVersion = 2
 	freshBit        = 1 << 31  // in a frame's header: start a new decoder
 	maxHello        = 4 << 10  // bytes of a hello
-	maxTypes        = 64 << 10 // bytes that describe the types of a message, not counted in MaxMessage, as it depends on what was sent before
+	maxTypes        = 64 << 10 // bytes that describe a message's types; not in MaxMessage, as they depend on what was sent before
 	maxQueued       = 16 << 20 // bytes that may gather for a host
-	maxBulk         = 1 << 20  // the same, for all but the first run of each stream: enough to keep a connection busy, and little to wait behind
+	maxBulk         = 1 << 20  // the same, for all but the first run of each stream: a connection is busy, and nobody waits long
 	minShare        = 64 << 10 // bytes of maxBulk that one run may take, however many streams share it
 	maxDials        = 64       // under way at once, not counting those to seeds
 	silence         = 3        // heartbeats without a byte, in or out, before a connection is given up

@@ -5,7 +5,8 @@ package casty
 // for everybody, for ever. Seq and From are positions, too.
 //
 //	from the consumer                            it means
-//	  Subscribe{Consumer, From}                  serve me from position From on. From 0 says: I have taken nothing, begin wherever you are
+//	  Subscribe{Consumer, From}                  serve me from position From on; From 0 says: I have taken nothing,
+//	                                             begin wherever you are
 //	  StreamDemand{Consumer, Received, Demand}   I hold everything before Received; you may send what is before Demand
 //	  StreamCancel{Consumer}                     I want no more
 //
@@ -456,7 +457,7 @@ type consumer[E any] struct {
 	received uint64 // the next to take
 	gap      uint64 // one more than the position last asked for at a gap: it is still missing while received is less
 
-	lastWord StreamProducerMsg[E] // what it says until the producer stops: rule 9. nil while elements are wanted; once set, the source is closed
+	lastWord StreamProducerMsg[E] // rule 9; nil while elements are wanted: once it is set, the source is closed
 	asked    time.Time            // when it began to wait for an answer, see rule 10; zero: it does not
 	retry    backoff              // when to subscribe again
 }
@@ -863,7 +864,7 @@ type producer[E any] struct {
 	backlog backlog[E]
 	served  *subscription[E] // nil: nobody is served
 	rival   *Subscribe[E]    // of a consumer that waits for the place; nil: none does
-	refusal error            // why no element is sent any more, to anybody: see onLost. Once it is set, served is kept only to be refused
+	refusal error            // why no element is sent any more, to anybody: see onLost; nil: some may be
 }
 
 // A backlog is what a producer has taken from its sink and has not been
@@ -912,12 +913,14 @@ type subscription[E any] struct {
 	cursor uint64 // the next to send
 	demand uint64 // send nothing at or past it
 
-	length uint64 // growth times the number of elements to send together: halved when a run is too large, and 1 more for each run that is sent
+	// length is how many elements to send together, times growth. A run that is
+	// too large halves it, and each that is sent adds one.
+	length uint64
 }
 
 const (
 	maxRun = 128 // elements in a message; longer runs are no faster
-	growth = 64  // runs that are sent before the next may be one element longer: slowly, because one that is too large has been encoded in vain
+	growth = 64  // runs until the next may be one element longer; one that is too large is encoded in vain
 )
 
 func (s *subscription[E]) tell(msg StreamConsumerMsg[E]) error { return s.consumer.tell(s.self, msg) }
