@@ -360,8 +360,10 @@ func Stop[M any](in Place, ref ActorRef[M]) {
 
 // Ask sends the message that ask makes, and waits for the reply that is told
 // to the ref in it. It returns early if ctx ends, or the actor stops, becomes
-// unreachable or is of another type, with the errors of Watch. If ctx has ended
-// before, Ask asks nothing.
+// unreachable or is of another type, with the errors of Watch. ErrUnreachable
+// means that the question or the reply may be lost, not that nothing was done;
+// it can come up to four heartbeats after a connection was lost. If ctx has
+// ended before, Ask asks nothing.
 func Ask[M, R any](ctx context.Context, from Place, to ActorRef[M], ask func(replyTo ActorRef[R]) M) (reply R, err error) {
 	defer doing(&err, "ask %v", to)
 	if ctx.Err() != nil {
