@@ -1847,12 +1847,13 @@ func TestBadInputCostsLittle(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			var log syncBuffer
-			node := startWith(t, casty.Config{Logger: log.logger(slog.LevelDebug)})
-			goesOn := streamThrough(t, node, time.Second)
+			const heartbeat = 20 * time.Second // the peer has none
+			node := startWith(t, casty.Config{Heartbeat: heartbeat, Logger: log.logger(slog.LevelDebug)})
+			goesOn := streamThrough(t, node, heartbeat)
 			if _, err := casty.Spawn(node, "doubler", doubler); err != nil {
 				t.Fatal(err)
 			}
-			p := greet(t, node, time.Second)
+			p := greet(t, node, heartbeat)
 			before := node.DeadLetters()
 			c.send(p)
 			if c.closes {
