@@ -56,6 +56,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -830,7 +831,7 @@ func TestAsk(t *testing.T) {
 // Who has no time left does not ask, and does not subscribe; who runs out of
 // it stops waiting.
 func TestAskAndGetSourceEndWithTheirContext(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
 		system := local(t)
 		mute, asked := played[double](t, system, "mute")
 		producer, subscribed := played[toProducer](t, system, "producer")
@@ -1109,7 +1110,7 @@ func TestSettingsOutOfRange(t *testing.T) {
 
 // Where a setting cannot be an error, the nearest is taken that works.
 func TestSettingsWithoutAnError(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
 		system := casty.NewSystem(casty.Config{Mailbox: -1, Heartbeat: -1, MaxMessage: -1, Logger: logger(t)})
 		defer system.Close()
 		for _, window := range []int{math.MinInt, 0, math.MaxInt} {
@@ -1138,7 +1139,7 @@ func TestSettingsWithoutAnError(t *testing.T) {
 // stream.go: streams, first inside one system and in simulated time.
 
 func TestPutBlocksUntilThereIsDemand(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
 		system := local(t)
 		sink, producer := newSink(t, system, 3)
 		puts := putAll(t, sink, 100)
@@ -1170,7 +1171,7 @@ func TestPutBlocksUntilThereIsDemand(t *testing.T) {
 }
 
 func TestPutEndsWithItsContext(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
 		system := local(t)
 		sink, _ := newSink(t, system, 1)
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -1187,7 +1188,7 @@ func TestPutEndsWithItsContext(t *testing.T) {
 
 // The system's scheduler may keep a goroutine from its turn, but not for long.
 func TestPutsTakeTurns(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
 		system := local(t)
 		sink, producer := newSink(t, system, 0)
 		for goroutine := range 4 {
@@ -1212,7 +1213,7 @@ func TestPutsTakeTurns(t *testing.T) {
 }
 
 func TestEndReleasesPut(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
 		system := local(t)
 		sink, producer := newSink(t, system, 0)
 		puts := putAll(t, sink, 1)
@@ -1233,7 +1234,7 @@ func TestEndReleasesPut(t *testing.T) {
 // A position is one of the stream: what was said of it before, and comes late
 // or again, rewinds the producer at most, and never past what it has dropped.
 func TestLateWordsDoNoHarm(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
 		system := local(t)
 		sink, producer := newSink(t, system, 0)
 		putAll(t, sink, 10)
@@ -1286,7 +1287,7 @@ func TestLateWordsDoNoHarm(t *testing.T) {
 // Who subscribes while another is served waits, until that one has spoken or
 // has stopped.
 func TestRivalWaits(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
 		system := local(t)
 		sink, producer := newSink(t, system, 0)
 		putAll(t, sink, 10)
@@ -1327,7 +1328,7 @@ func TestRivalWaits(t *testing.T) {
 // but not before it has been asked again and again.
 func TestMuteProducerIsGivenUp(t *testing.T) {
 	for timeout, least := range map[time.Duration]time.Duration{1: 5 * time.Second, time.Minute: time.Minute} {
-		synctest.Test(t, func(t *testing.T) {
+		inBubble(t, func(t *testing.T) {
 			system := local(t)
 			mute, heard := played[toProducer](t, system, "mute")
 			start := time.Now()
@@ -2612,6 +2613,7 @@ func TestStreamSurvivesRandomFaults(t *testing.T) {
 	if os.Getenv("CASTY_SEED") != "" {
 		first, count, step = fromEnv(t, "CASTY_SEED", 0), fromEnv(t, "CASTY_SEEDS", 1), 0
 	}
+	oneProcessorForRaces(t) // before the shards begin, and until the last has ended
 	const shards = 4
 	for shard := range shards {
 		t.Run(fmt.Sprint("shard", shard), func(t *testing.T) {
@@ -2647,7 +2649,7 @@ func runScenario(t *testing.T, s scenario) {
 	// Who tells each other things for ever takes no simulated time.
 	watchdog := time.AfterFunc(2*time.Minute, func() { panic(fmt.Sprintf("CASTY_SEED=%d does not end: %+v", s.Seed, s)) })
 	defer watchdog.Stop()
-	synctest.Test(t, func(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
 		r := run{T: t, scenario: s, net: newMemNetwork(s.Seed), finished: make(chan bool)}
 		r.run()
 	})
@@ -4578,10 +4580,27 @@ func loopback(t testing.TB) (here, there net.Conn) {
 	return here, there
 }
 
+// inBubble is synctest.Test, and keeps to one processor under the race
+// detector, which finds races by order, not by chance: a bubble has one context
+// for the detector, and timers that two processors fire at once corrupt it
+// (go.dev/issue/78156).
+func inBubble(t *testing.T, test func(t *testing.T)) {
+	oneProcessorForRaces(t)
+	synctest.Test(t, test)
+}
+
+func oneProcessorForRaces(t *testing.T) {
+	build, _ := debug.ReadBuildInfo()
+	if build != nil && slices.Contains(build.Settings, debug.BuildSetting{Key: "-race", Value: "true"}) {
+		before := runtime.GOMAXPROCS(1)
+		t.Cleanup(func() { runtime.GOMAXPROCS(before) })
+	}
+}
+
 // simulated runs a test in simulated time, and an hour of it at most: a system
 // that hangs goes on with its heartbeats, so that synctest sees no deadlock.
 func simulated(t *testing.T, test func(t *testing.T)) {
-	synctest.Test(t, func(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
 		hour := time.AfterFunc(time.Hour, func() { panic(t.Name() + " hangs") })
 		defer hour.Stop()
 		test(t)
