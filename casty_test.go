@@ -2882,7 +2882,11 @@ func (r *run) start(ctx context.Context) {
 	r.at, r.consumer = node, node
 	switch {
 	case r.Producer == "client":
-		r.at = r.net.client(ctx, r.T, "client0", "node0:1", "node1:1")
+		seeds := []string{"node0:1"}
+		for turn := range r.Deaths { // who stands in cannot dial the client, nor be heard of from a seed that is dead
+			seeds = append(seeds, fmt.Sprintf("node%d:1", turn+1))
+		}
+		r.at = r.net.client(ctx, r.T, "client0", seeds...)
 	case r.Consumer == "node":
 		r.consumer = r.node("node1", "node0:1")
 	case r.Consumer == "client":
@@ -3187,13 +3191,15 @@ func (r *run) die(system *casty.System, consumer elementConsumer, random *rand.R
 		r.consumer = nil
 	}
 	r.held.Add(int64(r.Window))
+	if r.Death == "stop" { // as long as it has only been asked to stop it may speak, and whoever takes over is its rival
+		casty.Stop(system, consumer)
+		<-consumer.Watch(r.Context(), system)
+	}
 	next <- true
 	switch r.Death {
-	case "stop":
-		casty.Stop(system, consumer)
 	case "rival":
 		r.net.part(system, atMost(random, 10*time.Second))
-	default:
+	case "close", "crash":
 		r.reading.Go(func() { r.kill(system, r.Death) })
 	}
 }
