@@ -1324,6 +1324,37 @@ func TestRivalWaits(t *testing.T) {
 	})
 }
 
+// An element answers a Subscribe whose Subscribed has been lost: as long as
+// elements come, nobody is given up.
+func TestElementsAreAnAnswer(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		system := local(t)
+		producer, heard := played[toProducer](t, system, "producer")
+		consumer := spawn(t, system, "consumer", casty.StreamConsumer(producer, casty.PeerTimeout(10*time.Second)))
+		source := getSource(t, system, consumer)
+		me := hear[casty.Subscribe[int]](t, heard).Consumer
+		me.Tell(system, casty.Subscribed[int]{})
+		go func() {
+			time.Sleep(5 * time.Second) // the consumer subscribes again, and is not told that it is served
+			for seq := range uint64(30) {
+				me.Tell(system, casty.StreamElement[int]{Seq: seq, Elements: []int{int(seq)}})
+				time.Sleep(time.Second)
+			}
+			me.Tell(system, casty.StreamCompleted[int]{Seq: 30})
+		}()
+		var got []int
+		for n, err := range source.All(t.Context()) {
+			if err != nil {
+				t.Fatal(got, err)
+			}
+			got = append(got, n)
+		}
+		if !slices.Equal(got, upTo(30)) {
+			t.Error(got)
+		}
+	})
+}
+
 // A producer that is there, and never answers, is given up as if it were not;
 // but not before it has been asked again and again.
 func TestMuteProducerIsGivenUp(t *testing.T) {
