@@ -9,7 +9,7 @@
 //
 //	system := casty.NewSystem(casty.Config{})
 //	defer system.Close()
-//	producer, _ := casty.Spawn(system, "numbers", casty.StreamProducer[int](16))
+//	producer, _ := casty.Spawn(system, "numbers", casty.StreamProducer[int](16)) // a buffer of 16 elements
 //	consumer, _ := casty.Spawn(system, "reader", casty.StreamConsumer(producer))
 //	go func() {
 //		sink, _ := casty.GetSink(ctx, system, producer)
@@ -25,7 +25,8 @@
 //
 // # Reading order
 //
-// Each file adds one idea and uses only the files before it:
+// Each file adds one idea and uses only the files before it; where a later one
+// plugs in, the place says so:
 //
 //	casty.go         an actor is one goroutine reading one mailbox; a ref is its address
 //	stream.go        a stream moves elements only against demand; no network here
@@ -33,25 +34,27 @@
 //	receptionist.go  turn names into refs, everywhere in the cluster
 //	client.go        reach a cluster from outside: dial, never listen
 //
-// One rule runs through all of them: whoever may not have been heard says it
-// again, once per heartbeat, and everything said means the same whenever it
-// arrives, however often. So no message that matters is said only once, and
-// whatever a connection loses does no harm.
+// A message of a user's is sent once, and may be lost. What the package itself
+// says follows one rule, in streams, watches and discovery: whoever may not have
+// been heard says it again, once per heartbeat, and everything said means the
+// same whenever it arrives, however often. So whatever a connection loses does
+// them no harm.
 //
 // # Terms
 //
-//   - dead letter: a message told with [ActorRef.Tell] that reached no
-//     mailbox, or any that could not be decoded. Dead letters are counted. A
-//     lost message of a stream is none, because the stream says it again.
-//     Neither is a message that was being written when its connection was
-//     lost: nobody can tell whether it has arrived.
+//   - dead letter: a message told with [ActorRef.Tell] that no actor has read,
+//     because it could not be sent or decoded, found no mailbox or a full one,
+//     or was still in the mailbox when the actor stopped. Dead letters are
+//     counted. The messages of streams are not among them, because they are
+//     said again, nor is a message that was being written when its connection
+//     was lost, because nobody can tell whether it has arrived.
 //   - position: a place in a stream, counted from its first element, which is
 //     at 0. A position means the same element for ever, to everybody.
-//   - demand: the position before which a consumer allows its producer to
-//     send. Reactive Streams has a difference instead, "n more"; a position
-//     can be said twice, or late, and do no harm.
-//   - window: how many elements a consumer has room for. Demand is always
-//     the position up to which elements are consumed, plus the window.
+//   - demand: a position. A consumer allows its producer to send every element
+//     before it. Reactive Streams has a difference instead, "n more"; a
+//     position can be said twice, or late, and do no harm.
+//   - window: how many elements a consumer has room for. Demand is always the
+//     position of the next element to consume, plus the window.
 //   - acknowledge: to say "I hold everything before this position". Until
 //     then a producer keeps what it has sent.
 //   - complete: to end a stream from the producer's side, after everything
@@ -62,11 +65,12 @@
 // Every goroutine has an owner that stops it, and [System.Close] ends all:
 //
 //	one per actor         runs its Behavior; Stop or Close asks it to end
-//	two per connection    a reader, which dials or greets first, and a writer;
-//	                      the first to fail ends both
+//	two per connection    a reader, which begins with the dial and the
+//	                      handshake, and a writer; the first to fail ends both
 //	one per listener      accepts; Close closes its listener
 //
-// Contexts and timers call back besides; none of these calls blocks.
+// Contexts and timers call back besides; none of these calls waits for anything
+// but a lock that is held briefly.
 //
 // # What this is not
 //
@@ -125,10 +129,6 @@ type cell struct {
 	watches map[*watch]bool // guarded by System.mu
 }
 
-func (self *Actor[M]) system() *System { return self.in }
-
-func (self *Actor[M]) where() Address { return self.address }
-
 // Ref is the address to give to others.
 func (self *Actor[M]) Ref() ActorRef[M] { return ActorRef[M]{self.address} }
 
@@ -159,25 +159,32 @@ func (self *Actor[M]) Messages() iter.Seq[M] {
 }
 
 // A Place is where something is spawned, or sent from: a [*System] or, from
-// inside a behaviour, an [*Actor]. Whoever sends names the Place, so that a ref
-// needs no hidden state, and one fresh out of a decoder works.
+// inside a behaviour, an [*Actor]. Whoever sends names the Place, because a ref
+// holds no pointer to a system: one that has just been decoded works, too.
 type Place interface {
 	system() *System
 	where() Address
 }
+
+func (s *System) system() *System      { return s }
+func (s *System) where() Address       { return Address{System: s.config.Name, Host: s.host} }
+func (self *Actor[M]) system() *System { return self.in }
+func (self *Actor[M]) where() Address  { return self.address }
 
 // Spawn starts an actor in the system of a place, and returns at once. The
 // actor does not depend on the place: it lives until its behaviour returns,
 // after [Stop] or [System.Close] at the latest. A behaviour that panics stops
 // its own actor only.
 //
-// A name is 1 to 255 bytes without a slash, @, # or control character, in use
-// by no other actor of the system. "receptionist" is reserved. What the name
-// violates is the error, or that the system is closed (ErrClosed), or that gob
-// cannot carry M: a channel, a function, or a struct with no exported field.
+// A name is 1 to 255 bytes of UTF-8 without a slash, @, # or control character,
+// and no other actor of the system has it. "receptionist" is reserved. Spawn
+// fails if the name is not such a name, if the system is closed (ErrClosed), or
+// if gob cannot carry M: a channel, a function, or a struct with fields of which
+// none is exported.
 //
-// If M is not an interface, its messages can come over the network at once; for
-// an interface, say gob.Register for each of its types, as with net/rpc.
+// If M is not an interface, its messages can come over the network without
+// further ado; for an interface, say gob.Register for each of its types, as with
+// net/rpc.
 func Spawn[M any](in Place, name string, b Behavior[M]) (ref ActorRef[M], err error) {
 	defer doing(&err, "spawn %q", name)
 	if name == receptionistName {
@@ -193,6 +200,7 @@ func Spawn[M any](in Place, name string, b Behavior[M]) (ref ActorRef[M], err er
 // receptionistName is where each process's receptionist is found.
 const receptionistName = "receptionist"
 
+// spawn is Spawn for any name, and a mailbox of any size.
 func spawn[M any](s *System, name string, mailbox int, b Behavior[M]) (ActorRef[M], error) {
 	self, err := newActor[M](s, name, mailbox)
 	if err != nil {
@@ -204,8 +212,9 @@ func spawn[M any](s *System, name string, mailbox int, b Behavior[M]) (ActorRef[
 
 // live is the whole life of an actor.
 func live[M any](self *Actor[M], b Behavior[M]) {
-	s, reason := self.in, ErrStopped
-	defer s.running.Done()
+	s := self.in
+	reason := ErrStopped
+	defer s.running.Done() // after the rest, since Close waits for it
 	defer func() {
 		if panicked := recover(); panicked != nil {
 			reason = fmt.Errorf("%w: it panicked: %v", ErrStopped, panicked)
@@ -213,21 +222,22 @@ func live[M any](self *Actor[M], b Behavior[M]) {
 				"panic", panicked, "stack", string(debug.Stack()))
 		}
 		s.remove(self.cell, reason)
-		for len(self.mailbox) > 0 {
+		for len(self.mailbox) > 0 { // nobody adds to it any more, see post
 			s.deadLetter(self.address, <-self.mailbox, reason)
 		}
 	}()
 	b(self)
 }
 
-// newActor makes an actor that others can reach, and counts it as running.
+// newActor makes an actor that others can reach. The caller owes it a remove, and
+// then a Done of running.
 func newActor[M any](s *System, name string, mailbox int) (*Actor[M], error) {
 	var zero M
 	if err := learn(zero); err != nil {
 		return nil, err
 	}
 	self := &Actor[M]{in: s, mailbox: make(chan M, mailbox), cell: &cell{
-		address: Address{s.config.Name, s.host, name, rand.Text()[:10]},
+		address: Address{System: s.config.Name, Host: s.host, Name: name, Incarnation: rand.Text()[:10]}, // 50 random bits
 		takes:   typeName[M](),
 		watches: map[*watch]bool{},
 	}}
@@ -257,11 +267,11 @@ func newActor[M any](s *System, name string, mailbox int) (*Actor[M], error) {
 	return self, nil
 }
 
-// sendable is what keeps gob from carrying messages of type M. No messages at
-// all are enough to find out.
+// sendable returns why gob cannot carry messages of type M, if so. An empty slice
+// of them is enough to find out.
 func sendable[M any]() error { return gob.NewEncoder(io.Discard).Encode([]M{}) }
 
-// learn tells gob the names of message types, and turns its panic about two
+// learn registers the types of messages with gob, and turns its panic about two
 // types of one name into an error.
 func learn(values ...any) (err error) {
 	defer func() {
@@ -270,14 +280,14 @@ func learn(values ...any) (err error) {
 		}
 	}()
 	for _, value := range values {
-		if value != nil { // the zero value of an interface type
+		if value != nil { // as the zero value of an interface type is, which is no one type
 			gob.Register(value)
 		}
 	}
 	return nil
 }
 
-// typeName is how actors that take messages of type M say so.
+// typeName is how processes tell each other which messages an actor takes.
 func typeName[M any]() string { return reflect.TypeFor[M]().String() }
 
 // ---- Its address, and what others can do with it.
@@ -310,14 +320,16 @@ func (r *ActorRef[M]) GobDecode(uri []byte) (err error) {
 	return err
 }
 
-// Tell sends a message and never waits for the receiver. Messages from one actor to another
-// arrive at most once, and in order while a connection lasts. One that cannot
-// arrive is a dead letter where that is noticed, here or in the actor's
-// process: tell when an answer is not needed, or use Ask, Watch or a stream.
+// Tell sends a message and never waits for the receiver. Messages from one actor
+// to another arrive at most once, and in order while a connection lasts. One that
+// is known not to arrive is a dead letter, here or in the actor's process. Tell is
+// for what needs no answer; otherwise use Ask, Watch or a stream. A nil interface
+// is no message.
 //
 // A message to this process is shared, not copied: do not change it later. One to
-// another process has been encoded when Tell returns, one after the other for each
-// process: a GobEncode of its types must not wait, nor tell actors anything.
+// another process is encoded before Tell returns, under a lock that all senders to
+// that process share: a GobEncode method of its types must not wait, nor tell
+// actors anything.
 func (r ActorRef[M]) Tell(from Place, msg M) {
 	if err := r.tell(from, msg); err != nil {
 		from.system().deadLetter(r.address, msg, err)
@@ -328,20 +340,25 @@ func (r ActorRef[M]) tell(from Place, msg M) error {
 	return from.system().send(from.where(), r.address, msg)
 }
 
-// Watch returns a channel that gets one error when the actor has stopped
-// (ErrStopped), its process does not answer (ErrUnreachable) or cannot decode
-// a message that ours has sent to the actor (ErrUnsendable), or its mailbox is
-// for messages of another type (ErrWrongType). The channel gets nothing once
-// ctx has ended. Within a process the news comes at once; that an actor of
-// another process has stopped is known within a heartbeat, but not why. To go
-// on watching one that had been unreachable, call Watch again.
+// Watch returns a channel that gets one error when the actor is no longer what the
+// ref says:
+//
+//   - ErrStopped: the actor has stopped. Within a process the news comes at once;
+//     from another process within a heartbeat, and without the reason;
+//   - ErrUnreachable: its process does not answer. To go on watching, call Watch
+//     again;
+//   - ErrUnsendable: its process could not decode a message to the actor that came
+//     from this one;
+//   - ErrWrongType: its mailbox is for messages of another type.
+//
+// It gets nothing if ctx ends before.
 func (r ActorRef[M]) Watch(ctx context.Context, from Place) <-chan error {
 	return r.watch(ctx, from, false)
 }
 
 func (r ActorRef[M]) watch(ctx context.Context, from Place, asks bool) <-chan error {
 	ended := make(chan error, 1)
-	from.system().watch(ctx, &watch{r.address, typeName[M](), asks, func(err error) { ended <- err }})
+	from.system().watch(ctx, &watch{target: r.address, takes: typeName[M](), asks: asks, fire: func(err error) { ended <- err }})
 	return ended
 }
 
@@ -349,21 +366,25 @@ func (r ActorRef[M]) watch(ctx context.Context, from Place, asks bool) <-chan er
 // tells when it has. A ref of another system is logged and ignored.
 func Stop[M any](in Place, ref ActorRef[M]) {
 	s := in.system()
-	s.mu.RLock()
-	defer s.mu.RUnlock()
 	if !s.local(ref.address) {
 		s.config.Logger.Warn("casty: stop", "actor", ref.address, "reason", ErrNotLocal)
-	} else if c, err := s.find(ref.address); err == nil {
+		return
+	}
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if c, err := s.find(ref.address); err == nil {
 		c.stop()
 	}
 }
 
-// Ask sends the message that ask makes, and waits for the reply that is told
-// to the ref in it. It returns early if ctx ends, or the actor stops, becomes
-// unreachable or is of another type, with the errors of Watch. ErrUnreachable
-// means that the question or the reply may be lost, not that nothing was done;
-// it can come up to four heartbeats after a connection was lost. If ctx has
-// ended before, Ask asks nothing.
+// Ask sends the message that ask makes, and waits for the reply that is told to
+// the ref in it. It fails if ctx ends, if the actor stops or becomes unreachable,
+// with the errors of Watch, if the message cannot be sent (ErrMailboxFull,
+// ErrUnsendable), or if the system is closed (ErrClosed). ErrUnreachable means
+// that the question or the reply may be lost, not that nothing was done; it can
+// come up to four heartbeats after a connection was lost, three for its other end
+// to notice and one more. A reply that cannot be sent or decoded is a dead letter,
+// and Ask goes on waiting. If ctx has ended before, Ask asks nothing.
 func Ask[M, R any](ctx context.Context, from Place, to ActorRef[M], ask func(replyTo ActorRef[R]) M) (reply R, err error) {
 	defer doing(&err, "ask %v", to)
 	if ctx.Err() != nil {
@@ -372,6 +393,7 @@ func Ask[M, R any](ctx context.Context, from Place, to ActorRef[M], ask func(rep
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	s := from.system()
+	// The reply is sent to an actor that has no behaviour: Ask reads its mailbox.
 	self, err := newActor[R](s, "ask-"+rand.Text(), 1)
 	if err != nil {
 		return reply, err
@@ -384,39 +406,45 @@ func Ask[M, R any](ctx context.Context, from Place, to ActorRef[M], ask func(rep
 	}
 	select {
 	case reply = <-self.mailbox:
+		return reply, nil
 	case err = <-ended:
-		if len(self.mailbox) > 0 { // the actor had answered before it stopped
-			return <-self.mailbox, nil
-		}
 	case <-ctx.Done():
 		err = context.Cause(ctx)
 	case <-s.ctx.Done():
 		err = ErrClosed
 	}
+	if len(self.mailbox) > 0 { // the answer came first
+		return <-self.mailbox, nil
+	}
 	return reply, err
 }
 
-// What Watch, Ask and the ends of a stream report, and the log of dead
-// letters. The errors come wrapped, with the address; test for them with
-// [errors.Is].
+// The errors of this package, which the reasons in the log of dead letters are,
+// too. They come wrapped: test for them with [errors.Is]. "Streams" are the loop
+// over a source, and Put, Complete and Fail.
 var (
-	// ErrStopped: there is no such actor, or no longer. Look its successor up.
+	// ErrStopped, from Watch, Ask, Register and streams: there is no such actor,
+	// or no longer. Look up its successor.
 	ErrStopped = errors.New("stopped")
-	// ErrUnreachable: the actor's process does not answer. It may come back.
+	// ErrUnreachable, from Watch, Ask and the loop over a source: the actor's
+	// process does not answer. It may come back: try again later.
 	ErrUnreachable = errors.New("unreachable")
-	// ErrMailboxFull: the actor, or the connection to its process, takes its
-	// messages more slowly than they come.
+	// ErrMailboxFull, from Ask: the actor, or the connection to its process,
+	// takes its messages more slowly than they come. Send fewer, or a stream.
 	ErrMailboxFull = errors.New("mailbox full")
-	// ErrWrongType: the actor's mailbox is for another type of messages.
+	// ErrWrongType, from Watch, Ask, Register and the loop over a source: the
+	// actor's mailbox is for another type of messages. Mend the program.
 	ErrWrongType = errors.New("wrong type")
-	// ErrUnsendable: a message is too large for MaxMessage, or cannot be
-	// encoded or decoded. To send it again is no use.
+	// ErrUnsendable, from Watch, Ask and streams: a message is too large for
+	// MaxMessage, or cannot be encoded or decoded. To send it again is no use.
 	ErrUnsendable = errors.New("cannot be sent")
-	// ErrClosed: the system that was to do something is closed.
+	// ErrClosed, from whatever needs a system: it is closed.
 	ErrClosed = errors.New("system closed")
-	// ErrNotLocal: what was asked for only works in the actor's own process.
+	// ErrNotLocal, from GetSink, GetSource and Register: what was asked for
+	// works in the actor's own process only.
 	ErrNotLocal = errors.New("not local")
 
+	errNoActor   = fmt.Errorf("%w: no such actor", ErrStopped)
 	errElsewhere = fmt.Errorf("%w: not in this process, nor in a cluster with it", ErrUnreachable)
 )
 
@@ -427,7 +455,7 @@ func doing(err *error, format string, what ...any) {
 	}
 }
 
-// brief is the text of an error for a peer, who must not choke on it.
+// brief is the text of an error for a peer: a message of it is always small enough.
 func brief(err error) string {
 	text := err.Error()
 	return text[:min(len(text), 1024)]
@@ -435,28 +463,32 @@ func brief(err error) string {
 
 // ---- The actors of a process, and how messages find them.
 
-// A System is the actors of one process and their way to others.
+// A System is the actors of one process and their way to others. Two systems in
+// one program are as two processes to each other.
 type System struct {
 	config      Config
 	host        string // what peers call this process: host:port, or a random id
 	network     network
 	ctx         context.Context // ends when Close begins
 	cancel      context.CancelFunc
-	close       func() error   // Close, once
+	close       func() error   // end, at the first call only
 	running     sync.WaitGroup // the actors
 	deadLetters atomic.Uint64
 	warnings    limiter
 
 	mu        sync.RWMutex     // guards what follows
 	actors    map[string]*cell // by name
-	directory any              // what receptionist.go knows; its type is no business of this file
+	directory any              // what receptionist.go knows: so that this file can be read, and compiled, without it
 }
 
 // NewSystem makes a system whose actors are in this process only. It uses
-// Config's Name, Logger, Heartbeat and Mailbox; numbers that are not positive
-// count as the defaults.
+// Config's Name, Logger, Heartbeat and Mailbox. Since it cannot fail, numbers that
+// are not positive and names that cannot be in an address count as the defaults.
 func NewSystem(cfg Config) *System {
 	cfg.Heartbeat, cfg.Mailbox = max(cfg.Heartbeat, 0), max(cfg.Mailbox, 0)
+	if checkName("system", cfg.Name) != nil {
+		cfg.Name = ""
+	}
 	return newSystem(cfg.withDefaults(), rand.Text())
 }
 
@@ -467,19 +499,15 @@ func newSystem(cfg Config, host string) *System {
 	return s
 }
 
-func (s *System) system() *System { return s }
-
-func (s *System) where() Address { return Address{System: s.config.Name, Host: s.host} }
-
 // Address is what peers call this process: the host:port that they dial, or
 // a random id if nobody can dial it.
 func (s *System) Address() string { return s.host }
 
-// Close leaves the cluster, asks every actor to stop and waits until it has,
-// sends what is under way and closes the connections. It waits three heartbeats
-// at most for peers that do not read, and leaves no goroutine behind. A
-// behaviour must not call it, as it would wait for itself. Calling it again
-// waits for the first call and returns the same error.
+// Close asks every actor to stop and waits until it has; one of them, the
+// receptionist, leaves the cluster. Then Close sends what is under way, for which
+// it waits three heartbeats at most, and closes the connections. It leaves no
+// goroutine behind. A behaviour must not call it, as it would wait for itself.
+// Calling it again waits for the first call and returns the same error.
 func (s *System) Close() error { return s.close() }
 
 func (s *System) end() error {
@@ -496,8 +524,8 @@ func (s *System) end() error {
 // find returns the actor at an address of this process. The caller holds s.mu.
 func (s *System) find(at Address) (*cell, error) {
 	c := s.actors[at.Name]
-	if c == nil || at.Incarnation != "" && at.Incarnation != c.address.Incarnation {
-		return nil, mismatch("", "")
+	if c == nil || (at.Incarnation != "" && at.Incarnation != c.address.Incarnation) {
+		return nil, errNoActor
 	}
 	return c, nil
 }
@@ -513,16 +541,16 @@ func (s *System) takes(at Address) string {
 	return ""
 }
 
-// mismatch says what is wrong with an actor that does not take what was wanted,
-// or anything at all: takes is empty then.
+// mismatch is the error about an actor that takes other messages than wanted, or
+// does not exist, in which case takes is empty.
 func mismatch(takes, wanted string) error {
 	if takes == "" {
-		return fmt.Errorf("%w: no such actor", ErrStopped)
+		return errNoActor
 	}
 	return fmt.Errorf("%w: it takes %s, not %s", ErrWrongType, takes, wanted)
 }
 
-// remove takes an actor's name back and tells those who watch it why.
+// remove ends an actor's being reachable and tells those who watch it why.
 func (s *System) remove(c *cell, reason error) {
 	c.stop()
 	s.mu.Lock()
@@ -540,16 +568,17 @@ func (s *System) local(a Address) bool { return a.Host == s.host && a.System == 
 
 // A network carries messages to other processes. remote.go implements it.
 type network interface {
-	// send never blocks. What fails after it has returned is lost.
+	// send never blocks. Its errors are those of Ask; what is lost after it has
+	// returned is lost without a word.
 	send(to Address, msg any) error
-	// watch keeps a watch until it fires or is forgotten.
+	// watch keeps a watch, which see below, until it fires or is forgotten.
 	watch(w *watch) error
 	forget(w *watch)
 	// close sends what is under way, then closes every connection.
 	close() error
 }
 
-// send does what Tell does, but for counting a dead letter.
+// send is Tell, but returns the error in place of counting a dead letter.
 func (s *System) send(from, to Address, msg any) error {
 	s.trace("casty: told", from, to, msg)
 	switch {
@@ -571,7 +600,8 @@ func (s *System) deliver(from, to Address, msg any) error {
 }
 
 // post holds the lock, which senders share, to keep remove out: a message is in
-// the mailbox before the actor is removed, or finds no actor.
+// the mailbox before the actor is removed, so that live finds it there, or it
+// finds no actor.
 func (s *System) post(to Address, msg any) error {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
@@ -586,8 +616,8 @@ func (s *System) post(to Address, msg any) error {
 type watch struct {
 	target Address
 	takes  string
-	asks   bool        // a reply is expected, which is said only once
-	fire   func(error) // is called at most once, outside of all locks, and must not block
+	asks   bool        // Ask waits for a reply, which is said only once: see remote.go about lost connections
+	fire   func(error) // whoever calls it has first taken the watch from where it was kept; no lock is held, and it must not block
 }
 
 // watch fires when it turns out that the target is gone, cannot be reached, or
@@ -642,15 +672,6 @@ func (s *System) forget(w *watch) {
 	}
 }
 
-// A roomAhead is an ErrMailboxFull that is known to pass: room is closed when
-// it is worth sending again.
-type roomAhead struct {
-	error
-	room <-chan struct{}
-}
-
-func (r roomAhead) Unwrap() error { return r.error }
-
 // ---- What reached nobody, and what is logged.
 
 // DeadLetters is how many messages from or to this system reached no mailbox.
@@ -664,11 +685,11 @@ func (s *System) deadLetter(to Address, msg any, reason error) {
 	}
 }
 
-// A repeated message is said again until it is heard, or until its sender gives
-// up and says so. To lose one is nothing to report: it is no dead letter.
+// A repeated message, such as those of streams, is said again until it is heard,
+// or until its sender gives up and says so. To lose one is no dead letter.
 type repeated interface{ repeated() }
 
-// kind is the error in a reason that others have in common with it.
+// kind is the text of that error of this package which a reason wraps.
 func kind(reason error) string {
 	for _, known := range []error{ErrStopped, ErrUnreachable, ErrMailboxFull, ErrWrongType, ErrUnsendable} {
 		if errors.Is(reason, known) {
@@ -693,7 +714,7 @@ type limiter struct {
 	counts map[string]uint64
 }
 
-// maxKinds bounds what a limiter remembers: beyond, it begins again.
+// maxKinds bounds what a limiter remembers: one that holds so many counts anew.
 const maxKinds = 1000
 
 func (l *limiter) count(kind string) (total uint64, picked bool) {
@@ -744,7 +765,8 @@ func (a Address) path() string {
 	return a.Name + "#" + a.Incarnation
 }
 
-// ParseAddress is the inverse of [Address.URI]. Its errors say which part is wrong.
+// ParseAddress is the inverse of an actor's [Address.URI]. Its errors say which
+// part is wrong.
 func ParseAddress(uri string) (a Address, err error) {
 	defer doing(&err, "address %q", uri)
 	rest, scheme := strings.CutPrefix(uri, "casty://")
@@ -754,7 +776,7 @@ func ParseAddress(uri string) (a Address, err error) {
 	if !scheme || !at || !slash {
 		return a, errors.New("not of the form casty://system@host:port/name")
 	}
-	err = cmp.Or(checkName("system", system), checkHost(host), checkName("actor", name))
+	err = cmp.Or(checkName("system", system), checkHost(host), checkName("actor", name), checkName("incarnation", cmp.Or(incarnation, "any")))
 	return Address{system, host, name, incarnation}, err
 }
 
@@ -795,24 +817,26 @@ func dialable(host string) bool { return strings.Contains(host, ":") }
 type Config struct {
 	// Name of the system. Peers of another name are refused. Default "casty".
 	Name string
-	// Address, host:port, is what peers dial to reach a node. Port 0 picks a
-	// free one. Default "127.0.0.1:0". Only nodes have one.
+	// Address, host:port, is what peers dial to reach a node, which is a system
+	// that listens. Port 0 picks a free one. StartNode alone uses it, and has
+	// "127.0.0.1:0" as its default.
 	Address string
-	// Listener, if set, accepts a node's connections in place of one that
-	// listens on Address: to bind elsewhere than peers dial. Close closes it.
+	// Listener, if set, accepts a node's connections. Without it, StartNode
+	// listens on Address: set it to listen elsewhere than peers dial. Close
+	// closes it.
 	Listener net.Listener
 	// Seeds are addresses of nodes to contact first. They need not be up yet.
 	Seeds []string
 	// TLS, if set, is required of every peer, with certificates on both sides.
-	// Without ClientCAs of its own, RootCAs serve for both directions. A
-	// node's certificate must be valid for the host in its Address.
+	// Its RootCAs serve for both directions if it has no ClientCAs. A node's
+	// certificate must be valid for the host in its Address.
 	TLS *tls.Config
 	// Dial opens a connection to a peer's address, before TLS. Default: TCP.
 	Dial func(ctx context.Context, address string) (net.Conn, error)
 	// Logger takes what the package has to say. At debug level that includes
 	// every message, when it is told ("casty: told") and when it reaches a
-	// mailbox ("casty: delivered"), with the attributes from and to, each an
-	// [Address], and message, the value itself, which its receiver may be using
+	// mailbox ("casty: delivered"). The attributes from and to are each an
+	// [Address]; message is the value itself, and its receiver may be using it
 	// already. The Logger's handler must not tell actors anything, since that
 	// would be logged too. Default slog.Default().
 	Logger *slog.Logger
@@ -823,11 +847,12 @@ type Config struct {
 	// Mailbox is how many messages wait for an actor before the next one is
 	// a dead letter. Default 512.
 	Mailbox int
-	// MaxMessage bounds a message on the network, in bytes: from 1 KiB to 2 GiB.
-	// Peers with another limit are refused. Default 1 MiB: gob recurses on the
-	// stack while it decodes, half a kilobyte for each byte of a message in the
-	// worst case, and a process does not survive a stack of 1 GB. A larger
-	// limit is for clusters in which no peer means harm.
+	// MaxMessage bounds a message on the network, in bytes: from 4 KiB to just
+	// under 2 GiB. Peers with another limit are refused. Default 1 MiB: gob
+	// recurses on the stack while it decodes, half a kilobyte for each byte of a
+	// message in the worst case, which makes 512 MiB, and a process does not
+	// survive a stack of 1 GB. A larger limit is for clusters in which no peer
+	// means harm.
 	MaxMessage int
 }
 
@@ -846,17 +871,17 @@ func (c Config) withDefaults() Config {
 }
 
 const (
-	minMessage = 1 << 10 // what processes say of themselves must fit
+	minMessage = 4 << 10 // so that what actors of this package say fits, with the longest names and reasons
 	maxMessage = math.MaxInt32
 )
 
-// check names the first setting that cannot work.
+// check names the first setting that cannot work, for StartNode and Connect.
 func (c Config) check() error {
 	if err := checkName("system", c.Name); err != nil {
 		return err
 	}
 	for _, seed := range c.Seeds {
-		if err := checkHost(seed); err != nil || !dialable(seed) {
+		if !dialable(seed) || checkHost(seed) != nil {
 			return fmt.Errorf("seed %q is not host:port", seed)
 		}
 	}

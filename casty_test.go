@@ -735,7 +735,7 @@ func Example() {
 	ctx := context.Background()
 	system := casty.NewSystem(casty.Config{})
 	defer system.Close()
-	producer, _ := casty.Spawn(system, "numbers", casty.StreamProducer[int](16))
+	producer, _ := casty.Spawn(system, "numbers", casty.StreamProducer[int](16)) // a buffer of 16 elements
 	consumer, _ := casty.Spawn(system, "reader", casty.StreamConsumer(producer))
 	go func() {
 		sink, _ := casty.GetSink(ctx, system, producer)
@@ -3968,10 +3968,10 @@ func TestTooLargeToAnnounce(t *testing.T) {
 	simulated(t, func(t *testing.T) {
 		var log syncBuffer
 		n := newMemNetwork(1)
-		n.MaxMessage, n.logger = 1<<10, slog.New(slog.NewTextHandler(&log, nil))
+		n.MaxMessage, n.logger = 4<<10, slog.New(slog.NewTextHandler(&log, nil))
 		n.node(t, "node")
 		client := n.client(t.Context(), t, "client", "node:1")
-		key := casty.NewServiceKey[double](strings.Repeat("k", 1<<10))
+		key := casty.NewServiceKey[double](strings.Repeat("k", 4<<10))
 		if err := casty.Register(client, key, spawn(t, client, "doubler", doubler)); err != nil {
 			t.Fatal(err)
 		}

@@ -1031,6 +1031,15 @@ func (p *producer[E]) takeRest() {
 	p.backlog.cut(p.backlog.end(), p.sink.cause)
 }
 
+// A roomAhead is an ErrMailboxFull that is known to pass: remote.go closes room
+// when a connection takes more.
+type roomAhead struct {
+	error
+	room <-chan struct{}
+}
+
+func (r roomAhead) Unwrap() error { return r.error }
+
 // send sends what may be sent, and returns what is closed when there is room
 // for more. An element that can never be sent ends the stream before it.
 func (p *producer[E]) send() (room <-chan struct{}) {
