@@ -1231,6 +1231,29 @@ func TestEndReleasesPut(t *testing.T) {
 	})
 }
 
+// What a producer has been told before its system is closed counts: perhaps that
+// everything has arrived.
+func TestEndIsHeardBeforeClose(t *testing.T) {
+	for range 100 {
+		system := casty.NewSystem(casty.Config{Logger: logger(t)})
+		sink, producer := newSink(t, system, 0)
+		puts := putAll(t, sink, 0)
+		me, heard := played[toConsumer](t, system, "me")
+		producer.Tell(system, casty.Subscribe[int]{Consumer: me})
+		hear[casty.Subscribed[int]](t, heard)
+		hear[casty.StreamCompleted[int]](t, heard)
+		for received := range uint64(2) {
+			for range 200 { // so that the producer is busy when the system closes
+				producer.Tell(system, casty.StreamDemand[int]{Consumer: me, Received: received, Demand: 1})
+			}
+		}
+		system.Close()
+		if err := <-puts.err; err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // A position is one of the stream: what was said of it before, and comes late
 // or again, rewinds the producer at most, and never past what it has dropped.
 func TestLateWordsDoNoHarm(t *testing.T) {

@@ -2,11 +2,11 @@ package casty
 
 // A stream is two actors, one at each end, that tell each other what stands in
 // this table. Every number is a position in the stream: 0 is its first element,
-// for everybody, for ever. Seq and From are positions, too.
+// for everybody, for ever.
 //
 //	from the consumer                            it means
-//	  Subscribe{Consumer, From}                  serve me from position From on; From 0 says: I have taken nothing,
-//	                                             begin wherever you are
+//	  Subscribe{Consumer, From}                  I hold everything before From: serve me from there on. One that has
+//	                                             taken nothing says 0, and begins wherever the producer is
 //	  StreamDemand{Consumer, Received, Demand}   I hold everything before Received; you may send what is before Demand
 //	  StreamCancel{Consumer}                     I want no more
 //
@@ -40,29 +40,34 @@ package casty
 // The producer
 //
 //  1. keeps what it has taken until it is acknowledged, and never sends an
-//     element at or past Demand. The end needs no demand;
+//     element at or past Demand. The end needs no demand. What it has sent it
+//     sends again only when a Subscribe makes it go back;
 //  2. serves one consumer at a time, and heeds nobody else's demand or cancel.
 //     On a Subscribe from the consumer that it serves, or from anyone when it
-//     serves none, it goes to the later of From and what is acknowledged, and
-//     answers Subscribed. Only StreamDemand acknowledges;
-//  3. lets another consumer that subscribes wait. If the served consumer speaks,
-//     the other is refused. If the served one has stopped, or has been
-//     unreachable for a heartbeat, the other takes its place;
-//  4. stops when its end is acknowledged, or when the served consumer cancels.
+//     serves none, it goes back, or on, to what is acknowledged, and says so with
+//     Subscribed. From acknowledges as Received does;
+//  3. lets a rival, another consumer that subscribes, wait. If the served consumer
+//     speaks, the rival is refused. If the served consumer has stopped, or has
+//     been unreachable for a heartbeat, the rival takes its place;
+//  4. stops when its end is acknowledged, or when the served consumer cancels. An
+//     element that cannot be encoded ends the stream before it. If the consumer's
+//     process cannot decode one, nobody knows which: whoever subscribes from then
+//     on is refused, with the reason, and the producer stops after its consumer.
 //
 // The consumer
 //
 //  5. subscribes when GetSource first asks for its source, and takes nothing
 //     before Subscribed has told it where it begins;
 //  6. takes exactly the next position, and drops everything else. At a gap it
-//     subscribes again, but only once while the same position is the next one;
+//     subscribes again, once for each position that is missing;
 //  7. says its demand once per heartbeat, and renews its watch of the producer.
-//     If it has taken nothing new since the heartbeat before, it subscribes
-//     instead. While nothing comes, the pauses between these Subscribes double,
-//     up to eight heartbeats or a third of PeerTimeout, whichever is less, and
-//     begin anew when the producer becomes unreachable. They must: each Subscribe
-//     makes the producer send again what is still under way, and on a slow link
-//     these copies would pile up;
+//     If it has taken nothing new since the heartbeat before, something may have
+//     been lost: it subscribes instead, so that the producer goes back. On a slow
+//     link that makes for copies of what is still under way. So the pauses between
+//     these Subscribes double while nothing comes, up to eight heartbeats, which
+//     bounds the time that a loss costs, or a third of PeerTimeout if that is
+//     less. They are one heartbeat again when something has come, or the producer
+//     has become unreachable;
 //  8. ends with ErrCannotResume if Subscribed is past what it needs: others have
 //     had what is between. If it has taken nothing yet it begins there instead.
 //     A Subscribed with an earlier position is late, and moves nothing;
@@ -76,9 +81,9 @@ package casty
 //  11. demands what it has consumed plus its window, each time that half a
 //     window has been consumed.
 //
-// What a watch says reaches an actor through its own mailbox, as peerLost. Since
-// a watch fires after everything that the peer had said before has been put
-// there, the peer's last words are read first.
+// What a watch says reaches an actor through its own mailbox, as a message of
+// type peerLost. Since a watch fires after everything that the peer had said
+// before is in that mailbox, the peer's last words are read first.
 //
 // Nothing below opens a connection or encodes anything: it tells actors things.
 
@@ -95,7 +100,8 @@ import (
 	"time"
 )
 
-// StreamProducerMsg is what a stream producer's mailbox takes.
+// StreamProducerMsg is what a stream producer's mailbox takes. The E keeps the
+// messages of a stream of other elements out.
 type StreamProducerMsg[E any] interface{ producerMsg(E) }
 
 // StreamConsumerMsg is what a stream consumer's mailbox takes.
@@ -106,7 +112,7 @@ type (
 	// Subscribe asks a producer to serve a consumer.
 	Subscribe[E any] struct {
 		Consumer ActorRef[StreamConsumerMsg[E]] // who asks, and is to be told the elements
-		From     uint64                         // the next position that it takes; 0 if it has taken nothing, wherever it begins
+		From     uint64                         // it holds everything before this position; 0 if it has taken nothing
 	}
 	// StreamDemand acknowledges elements and allows more to be sent. It is what
 	// Reactive Streams calls request(n), as a position instead of a number.
@@ -127,8 +133,9 @@ type (
 	Subscribed[E any] struct {
 		Seq uint64 // the position from which the consumer is served
 	}
-	// StreamElement carries a run of all elements that are ready, because a
-	// message for each would cost far more. It is Reactive Streams' onNext.
+	// StreamElement carries a run of elements that are ready, up to 128 of them,
+	// because a message for each would cost far more. It is Reactive Streams'
+	// onNext.
 	StreamElement[E any] struct {
 		Seq      uint64 // the position of the first of them
 		Elements []E    // at least one
@@ -171,10 +178,11 @@ func (StreamRefused[E]) consumerMsg(E)   {}
 func (getSource[E]) consumerMsg(E)       {}
 func (peerLost[E]) consumerMsg(E)        {}
 
-// count is for remote.go: a connection that many streams share gives each its turn.
+// count is for remote.go, where a connection that many streams share gives each its turn.
 func (m StreamElement[E]) count() int { return len(m.Elements) }
 
-// To lose a message of these types is no dead letter: the stream says it again.
+// To lose a message of these types is no dead letter: the stream says it again. A
+// peerLost that nobody reads comes again, too, with the next watch.
 func (Subscribe[E]) repeated()       {}
 func (StreamDemand[E]) repeated()    {}
 func (StreamCancel[E]) repeated()    {}
@@ -185,39 +193,40 @@ func (StreamFailed[E]) repeated()    {}
 func (StreamRefused[E]) repeated()   {}
 func (peerLost[E]) repeated()        {}
 
-// learnStream lets the messages of a stream cross the wire. Should gob refuse
-// them, the stream still works within a process; between processes it fails at
-// its first element, with gob's error.
+// learnStream lets the messages of a stream cross the wire. The error of learn is
+// dropped, because a stream of elements that gob cannot carry still works within
+// a process; between processes it fails at its first element, with gob's error.
 func learnStream[E any]() {
 	learn(Subscribe[E]{}, StreamDemand[E]{}, StreamCancel[E]{},
 		Subscribed[E]{}, StreamElement[E]{}, StreamCompleted[E]{}, StreamFailed[E]{}, StreamRefused[E]{})
 }
 
-// What the ends of a stream report, besides the errors of casty.go. They come
-// wrapped, with the address.
+// The errors of sinks and sources, besides those of casty.go. They come wrapped,
+// with the address of the producer.
 var (
-	// ErrCompleted: Put, Complete or Fail was called after the stream's end.
+	// ErrCompleted, from Put, Complete and Fail: the stream has been ended from
+	// this side.
 	ErrCompleted = errors.New("the stream has been completed")
-	// ErrCancelled: the consumer wants no more. Put, Complete and Fail return
-	// it, and the loop over a source that has been left before.
+	// ErrCancelled, from Put, Complete and Fail: the consumer wants no more. A
+	// loop over a source that an earlier loop has left ends with it, too.
 	ErrCancelled = errors.New("cancelled by the consumer")
-	// ErrAlreadySubscribed: the loop ends with it if the producer serves
-	// another consumer. It may be free again later.
+	// ErrAlreadySubscribed, from the loop over a source: the producer serves
+	// another consumer. Try again later, with a new consumer.
 	ErrAlreadySubscribed = errors.New("already subscribed")
-	// ErrCannotResume: the loop ends with it if what comes next cannot be had
-	// any more: others have received it, or the producer is gone.
+	// ErrCannotResume, from the loop over a source: the next elements are not to
+	// be had any more, because others have received them, or the producer is
+	// gone. A new consumer begins behind them.
 	ErrCannotResume = errors.New("cannot resume")
-	// ErrIdle: the loop ends with it if no element comes for IdleTimeout.
+	// ErrIdle, from the loop over a source: no element came for IdleTimeout.
 	ErrIdle = errors.New("idle: no element for too long")
 )
 
-// maxWindow bounds a consumer's window and, since not every consumer tells the
-// truth, what a producer keeps for one that acknowledges nothing: in elements.
+// maxWindow is the largest window, in elements. A producer bounds by it what it
+// keeps for a consumer that acknowledges nothing, however much that demands.
 const maxWindow = 1 << 16
 
 // watchPeer watches the other end of a stream for two heartbeats. Each end calls
 // it once per heartbeat, so there is always a watch and none needs to be ended.
-// A peerLost that finds the mailbox full comes again with the next watch.
 func watchPeer[E, M, P any](self *Actor[M], peer ActorRef[P]) {
 	ctx, cancel := context.WithCancel(self.Context())
 	time.AfterFunc(2*self.in.config.Heartbeat, cancel)
@@ -255,10 +264,11 @@ type streamOptions struct {
 }
 
 // Window sets how many elements the consumer has room for: from 1 to 65536, and
-// no more than the system's Mailbox, so that elements seldom find it full. Other
-// numbers are brought into that range. The default is 256: half of it costs small
-// elements a third of their speed, twice as much gains a fifth or less; elements
-// of 64 KiB gain nothing, and 256 of them are 16 MiB in each process.
+// no more than the system's Mailbox, so that elements seldom find the mailbox
+// full. Other numbers are brought into that range. The default is 256. With half
+// of that, small elements stream a third slower, and with twice as much a fifth
+// faster at best; elements of 64 KiB gain nothing from more, and 256 of them are
+// 16 MiB in each process.
 func Window(elements int) StreamOption {
 	return func(o *streamOptions) { o.window = elements }
 }
@@ -273,8 +283,8 @@ func IdleTimeout(d time.Duration) StreamOption {
 
 // PeerTimeout sets how long the consumer waits for the producer to answer, once
 // it has become unreachable. Less than five heartbeats count as five: three for
-// silence to be noticed, one that a rival waits for the place, and one until the
-// consumer asks again. The default is 30s.
+// silence to be noticed, one that another consumer waits for the place, and one
+// until the consumer asks again. The default is 30s.
 func PeerTimeout(d time.Duration) StreamOption {
 	return func(o *streamOptions) { o.peerTimeout = d }
 }
@@ -285,11 +295,12 @@ type SourceRef[E any] struct {
 	producer ActorRef[StreamProducerMsg[E]]
 	idle     time.Duration
 
-	// From the consumer to the loop. There is room for as many runs as the
-	// window has elements, so the consumer never waits for the loop.
+	// From the consumer to the loop. There is room for as many runs as the window
+	// has elements, each run has one at least, and no more are demanded: so the
+	// consumer never waits for the loop.
 	runs   chan []E // closed at the end
-	closes sync.Once
-	err    error // why it ended; nil if completed; set before runs is closed
+	closed bool     // whether it is, for the consumer
+	err    error    // why it ended; nil if completed; set before runs is closed
 
 	// From the loop to the consumer.
 	consumed atomic.Uint64 // the position up to which the loop has come
@@ -332,16 +343,16 @@ func GetSource[E any](ctx context.Context, in Place, consumer ActorRef[StreamCon
 // room for another, once the loop asks for the next.
 func (s *SourceRef[E]) All(ctx context.Context) iter.Seq2[E, error] {
 	return func(yield func(E, error) bool) {
-		early := true // by break, return or panic
+		ended := false // by the stream, and not by break, return or panic
 		defer func() {
-			if early {
+			if !ended {
 				s.leave()
 			}
 		}()
 		for {
 			run, err := s.next(ctx)
 			if run == nil {
-				early = false
+				ended = true
 				if err != nil {
 					var none E
 					yield(none, err)
@@ -366,7 +377,7 @@ func (s *SourceRef[E]) next(ctx context.Context) ([]E, error) {
 	if s.idle > 0 {
 		idle = time.After(s.idle)
 	}
-	switch {
+	switch { // since the select would pick any case that is ready
 	case closed(s.left):
 		return nil, s.failed(ErrCancelled)
 	case ctx.Err() != nil:
@@ -395,15 +406,17 @@ func (s *SourceRef[E]) abandon(why error) error {
 
 // close is for the consumer. The first reason counts.
 func (s *SourceRef[E]) close(err error) {
-	s.closes.Do(func() {
-		if err != nil {
-			s.err = s.failed(err)
-		}
-		close(s.runs)
-	})
+	if s.closed {
+		return
+	}
+	s.closed = true
+	if err != nil {
+		s.err = s.failed(err)
+	}
+	close(s.runs)
 }
 
-// String does without what other goroutines change.
+// String is what a log of messages shows: nothing that other goroutines change.
 func (s *SourceRef[E]) String() string { return "source of " + s.producer.String() }
 
 func (s *SourceRef[E]) failed(err error) error {
@@ -436,11 +449,10 @@ func StreamConsumer[E any](producer ActorRef[StreamProducerMsg[E]], options ...S
 				progress: make(chan struct{}, 1),
 				left:     make(chan struct{}),
 			},
-			retry: backoff{pause: 1},
 		}
-		c.retry.longest = max(1, min(8, int(c.peerTimeout/self.in.config.Heartbeat)/3))
+		c.retry = backoff{pause: 1, longest: min(8, int(c.peerTimeout/self.in.config.Heartbeat)/3)}
+		defer c.source.close(fmt.Errorf("the consumer has %w", ErrStopped))
 		c.run()
-		c.source.close(fmt.Errorf("the consumer has %w", ErrStopped))
 	}
 }
 
@@ -455,10 +467,10 @@ type consumer[E any] struct {
 	phase    phase
 	first    uint64 // the position where it began
 	received uint64 // the next to take
-	gap      uint64 // one more than the position last asked for at a gap: it is still missing while received is less
+	gap      uint64 // at the last gap this was received+1: until received has come so far, the gap has been asked for
 
-	lastWord StreamProducerMsg[E] // rule 9; nil while elements are wanted: once it is set, the source is closed
-	asked    time.Time            // when it began to wait for an answer, see rule 10; zero: it does not
+	lastWord StreamProducerMsg[E] // rule 9. It is nil while elements are wanted; later the source is closed
+	waiting  time.Time            // since when the consumer has waited for an answer, rule 10; zero: it does not wait
 	retry    backoff              // when to subscribe again
 }
 
@@ -466,10 +478,10 @@ type consumer[E any] struct {
 type phase int
 
 const (
-	unasked     phase = iota // nobody has asked for its source
-	subscribing              // it does not know yet where it begins
-	subscribed               // it does
-	finished                 // it has nothing left to say
+	unsubscribed phase = iota // nobody has asked for its source
+	subscribing               // it has not been told yet where it begins
+	subscribed                // it has, or that it may say its last word
+	finished                  // it has nothing left to say
 )
 
 func (c *consumer[E]) run() {
@@ -488,7 +500,7 @@ func (c *consumer[E]) run() {
 		case <-tick.C:
 			c.onTick()
 		case <-c.self.Done():
-			if closed(c.source.left) { // the user left the loop, and then closed the system
+			if closed(c.source.left) { // the user left the loop, then closed the system, and select took this case
 				c.cancel()
 			}
 			return
@@ -502,7 +514,7 @@ func (c *consumer[E]) receive(msg StreamConsumerMsg[E]) {
 		c.start()
 		return
 	}
-	if c.phase == unasked {
+	if c.phase == unsubscribed {
 		return // it has not subscribed, so nobody can have anything to say to it
 	}
 	switch m := msg.(type) {
@@ -521,9 +533,9 @@ func (c *consumer[E]) receive(msg StreamConsumerMsg[E]) {
 	}
 }
 
-// start is rule 5.
+// start subscribes, when the source is first asked for: rule 5.
 func (c *consumer[E]) start() {
-	if c.phase == unasked {
+	if c.phase == unsubscribed {
 		c.phase = subscribing
 		watchPeer[E](c.self, c.producer)
 		c.subscribe()
@@ -537,12 +549,14 @@ func (c *consumer[E]) tell(msg StreamProducerMsg[E]) { c.producer.tell(c.self, m
 // long as nothing has been taken.
 func (c *consumer[E]) subscribe() {
 	from := c.received
-	if c.received == c.first {
+	if c.tookNothing() {
 		from = 0
 	}
-	c.asked = cmp.Or(c.asked, time.Now())
+	c.waiting = cmp.Or(c.waiting, time.Now())
 	c.tell(Subscribe[E]{c.self.Ref(), from})
 }
+
+func (c *consumer[E]) tookNothing() bool { return c.received == c.first }
 
 // demand is the position up to which there is room: rule 11.
 func (c *consumer[E]) demand() uint64 { return c.source.consumed.Load() + c.window }
@@ -553,46 +567,46 @@ func (c *consumer[E]) sayDemand() {
 	}
 }
 
-// onSubscribed is rule 8: where the producer goes on is where the consumer
-// does, or begins, or can no longer.
+// onSubscribed has the consumer go on where it is. If it has taken nothing, it
+// begins where the producer is; if others have had what comes next, it cannot go
+// on: rule 8.
 func (c *consumer[E]) onSubscribed(seq uint64) {
-	nothingTaken := c.received == c.first
 	switch {
-	case c.lastWord != nil: // the user left before the consumer was served
-		c.phase, c.asked = subscribed, time.Now()
+	case c.lastWord != nil: // the user left before the consumer was served, or this is late
+		c.phase, c.waiting = subscribed, time.Now()
 		c.tell(c.lastWord)
 		return
-	case c.phase == subscribing, nothingTaken && seq > c.received:
+	case c.phase == subscribing || c.tookNothing() && seq > c.received:
 		c.phase, c.first, c.received = subscribed, seq, seq
 		c.source.consumed.Store(seq)
 	case seq > c.received:
 		c.quit(fmt.Errorf("%w: others have received the elements from %d to %d", ErrCannotResume, c.received, seq-1))
 		return
 	}
-	c.asked = time.Time{}
+	c.waiting = time.Time{}
 	c.sayDemand()
 }
 
 // onElements is rule 6: it hands on what is new. What exceeds the demand, from a
 // producer that breaks rule 1, is dropped, and shows as a gap.
 func (c *consumer[E]) onElements(seq uint64, elements []E) {
-	if !c.follows(seq) {
+	if !c.isNext(seq) {
 		return
 	}
-	run := elements[min(c.received-seq, uint64(len(elements))):]
-	run = run[:min(uint64(len(run)), c.demand()-c.received)]
+	run := elements[min(c.received-seq, uint64(len(elements))):] // what it has not taken
+	run = run[:min(uint64(len(run)), c.demand()-c.received)]     // and has room for
 	if len(run) > 0 {
-		c.source.runs <- run
+		c.source.runs <- run // has room, too
 		c.received += uint64(len(run))
-		c.asked = time.Time{}
+		c.waiting = time.Time{}
 	}
 }
 
-// follows says whether a message that begins at seq is of use: it is if nothing
-// is missing before seq. If something is, it is asked for, but once only, since
+// isNext says whether a message that begins at seq is of use: it is if nothing is
+// missing before seq. If something is, isNext asks for it, but once only, since
 // each message that is still under way shows the same gap. Should the answer be
 // lost, onTick asks again.
-func (c *consumer[E]) follows(seq uint64) bool {
+func (c *consumer[E]) isNext(seq uint64) bool {
 	if c.phase == subscribing || c.lastWord != nil {
 		return false
 	}
@@ -605,7 +619,7 @@ func (c *consumer[E]) follows(seq uint64) bool {
 
 // onEnd takes the end of the stream. The last word acknowledges it: rule 9.
 func (c *consumer[E]) onEnd(seq uint64, err error) {
-	if c.follows(seq) && seq == c.received {
+	if c.isNext(seq) && seq == c.received {
 		c.sayLast(StreamDemand[E]{c.self.Ref(), seq + 1, seq + 1}, err)
 	}
 }
@@ -617,13 +631,14 @@ func (c *consumer[E]) cancel() {
 }
 
 // sayLast closes the source. What remains is to make the last word heard: rule 9.
+// In a process it has been said when the loop ends, whatever the user does next.
 func (c *consumer[E]) sayLast(word StreamProducerMsg[E], err error) {
-	c.source.close(err)
 	c.lastWord = word
-	c.asked = time.Now()
+	c.waiting = time.Now()
 	if c.phase == subscribed {
 		c.tell(word)
 	}
+	c.source.close(err)
 }
 
 // quit closes the source without a last word: the producer is gone, refuses the
@@ -633,12 +648,12 @@ func (c *consumer[E]) quit(err error) {
 	c.phase = finished
 }
 
-// onRefused makes an error of the text that has crossed the wire. A refusal that
-// comes when nothing has been asked is late, since the consumer is served now, or
-// it will be said again when the consumer subscribes.
+// onRefused makes an error of the text, which is all that crosses the wire. A
+// consumer that waits for no answer ignores a refusal: either it is late, or the
+// next Subscribe will be refused again.
 func (c *consumer[E]) onRefused(reason string) {
 	switch {
-	case c.asked.IsZero():
+	case c.waiting.IsZero():
 	case reason == ErrAlreadySubscribed.Error():
 		c.quit(ErrAlreadySubscribed)
 	default:
@@ -651,9 +666,9 @@ func (c *consumer[E]) onRefused(reason string) {
 func (c *consumer[E]) onLost(err error) {
 	switch {
 	case errors.Is(err, ErrUnreachable):
-		c.retry.pause = 1
-	case errors.Is(err, ErrStopped) && c.received > c.first:
-		c.quit(fmt.Errorf("%w: the producer has %w", ErrCannotResume, err))
+		c.retry.pause = 1 // so that onTick subscribes
+	case errors.Is(err, ErrStopped) && !c.tookNothing():
+		c.quit(fmt.Errorf("%w: the producer has %w", ErrCannotResume, err)) // "has stopped"
 	default:
 		c.quit(err)
 	}
@@ -662,9 +677,9 @@ func (c *consumer[E]) onLost(err error) {
 // onTick says again what may not have been heard: rules 7, 9 and 10.
 func (c *consumer[E]) onTick() {
 	switch {
-	case c.phase == unasked:
+	case c.phase == unsubscribed:
 		return
-	case !c.asked.IsZero() && time.Since(c.asked) >= c.peerTimeout:
+	case !c.waiting.IsZero() && time.Since(c.waiting) >= c.peerTimeout:
 		c.quit(fmt.Errorf("%w for %v", ErrUnreachable, c.peerTimeout))
 		return
 	}
@@ -683,21 +698,21 @@ func (c *consumer[E]) onTick() {
 // nothing new since the tick before, and then after pauses that double.
 type backoff struct {
 	reached uint64 // the position at the last tick
-	ticks   int    // that the present pause has lasted
-	pause   int    // in ticks
-	longest int    // pause: no more than a third of PeerTimeout, so that it is not one Subscribe that decides
+	waited  int    // ticks since the last Subscribe
+	pause   int    // ticks from one Subscribe to the next
+	longest int    // ticks that a pause may have: a third of PeerTimeout, so that three Subscribes at least go unanswered before the end
 }
 
 // due is called once per tick.
 func (b *backoff) due(position uint64) bool {
 	if position > b.reached {
-		b.reached, b.ticks, b.pause = position, 0, 1
+		b.reached, b.waited, b.pause = position, 0, 1
 		return false
 	}
-	if b.ticks++; b.ticks < b.pause {
+	if b.waited++; b.waited < b.pause {
 		return false
 	}
-	b.ticks, b.pause = 0, min(2*b.pause, b.longest)
+	b.waited, b.pause = 0, min(2*b.pause, b.longest)
 	return true
 }
 
@@ -707,14 +722,14 @@ func (b *backoff) due(position uint64) bool {
 // producer, and any number of goroutines may use it.
 type SinkRef[E any] struct {
 	producer Address
-	elements chan E                // put, and not yet taken by the producer; as many as the buffer
+	elements chan E                // what has been put, and not yet taken by the producer: as many as the buffer has room for
 	excuse   atomic.Pointer[error] // why Put and Complete wait, if it is because of the consumer
 
 	// From the sink to the producer.
 	ending  chan struct{} // closed at the end, so that whoever is putting leaves
 	ends    sync.Once
 	cause   error        // Fail's; set before ending is closed
-	putting sync.RWMutex // held for reading by Put
+	putting sync.RWMutex // held for reading by Put, so that takeRest can wait until nobody puts
 
 	// From the producer to the sink.
 	stopped chan struct{} // closed when nothing that is put will be sent
@@ -744,10 +759,10 @@ func (s *SinkRef[E]) Put(ctx context.Context, element E) error {
 	if err := s.over(ctx); err != nil {
 		return s.failed("put to", err)
 	}
-	select {
+	select { // quicker than the select over four
 	case s.elements <- element:
 		return nil
-	default: // full
+	default:
 	}
 	select {
 	case s.elements <- element:
@@ -782,8 +797,9 @@ func (s *SinkRef[E]) Complete(ctx context.Context) error {
 	return s.finish(ctx, "complete", nil)
 }
 
-// Fail is Complete with a cause, whose text, up to 1 KiB of it, becomes the
-// last error of the consumer: no error of the cause's own type or identity.
+// Fail is Complete with a cause. The loop over the source ends with an error that
+// has the text of the cause, up to 1 KiB of it; [errors.Is] and [errors.As] do not
+// find the cause itself there.
 func (s *SinkRef[E]) Fail(ctx context.Context, cause error) error {
 	return s.finish(ctx, "fail", cmp.Or(cause, errors.New("failed")))
 }
@@ -795,18 +811,20 @@ func (s *SinkRef[E]) finish(ctx context.Context, doing string, cause error) erro
 		s.cause = cause
 		close(s.ending)
 	})
-	if !first && (cause != nil || s.cause != nil) { // Complete alone can be called again, after itself
+	if !first && (cause != nil || s.cause != nil) { // a second call is an error, unless both are Complete
 		return s.failed(doing, ErrCompleted)
 	}
 	select {
 	case <-s.stopped:
-		if s.err != nil {
-			return s.failed(doing, s.err)
-		}
-		return nil
 	case <-ctx.Done():
-		return s.failed(doing, s.late(ctx))
 	}
+	switch {
+	case !closed(s.stopped):
+		return s.failed(doing, s.late(ctx))
+	case s.err != nil:
+		return s.failed(doing, s.err)
+	}
+	return nil
 }
 
 // close is for the producer. The first reason counts.
@@ -825,7 +843,7 @@ func (s *SinkRef[E]) late(ctx context.Context) error {
 	return context.Cause(ctx)
 }
 
-// String does without what other goroutines change.
+// String is what a log of messages shows: nothing that other goroutines change.
 func (s *SinkRef[E]) String() string { return "sink of " + s.producer.String() }
 
 func (s *SinkRef[E]) failed(doing string, err error) error {
@@ -837,8 +855,8 @@ func (s *SinkRef[E]) failed(doing string, err error) error {
 // demanded yet; less than 0 counts as 0. It stops when its consumer has
 // acknowledged everything or has cancelled.
 //
-// It never sends an element that was not demanded (Reactive Streams, rule
-// 1.1), and serves one consumer at a time. When that one has stopped, or has
+// It never sends an element that was not demanded (rule 1.1 of the Reactive
+// Streams specification), and serves one consumer at a time. When that one has stopped, or has
 // been unreachable for a heartbeat, another may subscribe, and is served all
 // that was not acknowledged. Elements that gob cannot carry can be streamed
 // within a process only.
@@ -864,24 +882,30 @@ type producer[E any] struct {
 	backlog backlog[E]
 	served  *subscription[E] // nil: nobody is served
 	rival   *Subscribe[E]    // of a consumer that waits for the place; nil: none does
-	refusal error            // why no element is sent any more, to anybody: see onLost; nil: some may be
+	refusal error            // why nothing is sent any more, to anybody: rule 4; nil: something may be
 }
 
 // A backlog is what a producer has taken from its sink and has not been
 // acknowledged. It is the same for every consumer.
 type backlog[E any] struct {
 	base     uint64               // the position of the first element here
-	elements []E                  // at most maxWindow and, at the end, the sink's buffer
+	elements []E                  // at most maxWindow, by note; at the end there is the sink's buffer besides
 	last     StreamConsumerMsg[E] // the end of the stream; nil: more may come
 }
 
 // end is the position behind the last element taken from the sink.
 func (b *backlog[E]) end() uint64 { return b.base + uint64(len(b.elements)) }
 
+// has says whether a consumer may hold everything before a position.
+func (b *backlog[E]) has(position uint64) bool {
+	return position <= b.end() || b.last != nil && position == b.end()+1
+}
+
 func (b *backlog[E]) from(position uint64) []E { return b.elements[position-b.base:] }
 
 // drop forgets what is before a position. Few of many elements are sliced off;
-// otherwise the rest is moved down, so that its memory is used again.
+// otherwise the rest is moved down, so that its memory is used again, which costs
+// three moves at most for each element that is forgotten.
 func (b *backlog[E]) drop(before uint64) {
 	n := int(before - b.base)
 	if n < len(b.elements)/4 {
@@ -893,8 +917,8 @@ func (b *backlog[E]) drop(before uint64) {
 	b.base = before
 }
 
-// cut makes a position the end of the stream. What is behind is never sent.
-func (b *backlog[E]) cut(at uint64, cause error) {
+// endAt makes a position the end of the stream. What is behind is never sent.
+func (b *backlog[E]) endAt(at uint64, cause error) {
 	b.elements = b.elements[:at-b.base]
 	b.last = StreamCompleted[E]{at}
 	if cause != nil {
@@ -913,35 +937,36 @@ type subscription[E any] struct {
 	cursor uint64 // the next to send
 	demand uint64 // send nothing at or past it
 
-	// length is how many elements to send together, times growth. A run that is
-	// too large halves it, and each that is sent adds one.
+	// length is how many elements to send together, in parts of an element of
+	// which growth make one. A run that is too large to send halves it, and each
+	// run that is sent adds a part.
 	length uint64
 }
 
 const (
 	maxRun = 128 // elements in a message; longer runs are no faster
-	growth = 64  // runs until the next may be one element longer; one that is too large is encoded in vain
+	growth = 64  // so slowly do runs grow, because each that is too large is encoded in vain
 )
 
 func (s *subscription[E]) tell(msg StreamConsumerMsg[E]) error { return s.consumer.tell(s.self, msg) }
 
-// resume is rule 2: it goes on where the consumer wants to, or as near as it can.
+// resume goes to where the consumer wants to go on, or as near as it can: rule 2.
 func (s *subscription[E]) resume(from uint64) {
-	s.cursor = max(from, s.acked)
+	s.acked = max(s.acked, from)
+	s.cursor = s.acked
 	s.tell(Subscribed[E]{s.cursor})
 }
 
-// note takes in what the consumer holds and how much more it wants. What it has
-// not been sent since it last subscribed, it cannot acknowledge.
+// note takes in what the consumer holds, which needs not be sent again, and how
+// much more it wants, which is bounded whatever it says.
 func (s *subscription[E]) note(m StreamDemand[E]) {
-	if m.Received <= s.cursor {
-		s.acked = max(s.acked, m.Received)
-	}
+	s.acked = max(s.acked, m.Received)
+	s.cursor = max(s.cursor, s.acked)
 	s.demand = max(s.demand, min(m.Demand, s.acked+maxWindow))
 }
 
-// send tells the consumer all that it may have and has not been sent, or as much
-// as can be told now, and why not more.
+// send tells the consumer what it has demanded and has not been sent. The error
+// says why not all of that.
 func (s *subscription[E]) send(b *backlog[E]) error {
 	for s.cursor < min(b.end(), s.demand) {
 		if err := s.sendRun(b.from(s.cursor)); err != nil {
@@ -953,7 +978,7 @@ func (s *subscription[E]) send(b *backlog[E]) error {
 	}
 	err := s.tell(b.last)
 	if err == nil {
-		s.cursor++
+		s.cursor++ // the end is a position, too
 	}
 	return err
 }
@@ -970,7 +995,7 @@ func (s *subscription[E]) sendRun(run []E) error {
 	switch {
 	case errors.Is(err, ErrUnsendable) && len(run) > 1:
 		s.length = uint64(len(run)) / 2 * growth
-		return nil
+		return nil // send tries again
 	case err != nil:
 		return err
 	}
@@ -1007,6 +1032,9 @@ func (p *producer[E]) run() {
 		case <-p.self.Done():
 		}
 	}
+	for len(p.self.mailbox) > 0 { // perhaps the end has been acknowledged already
+		p.receive(<-p.self.mailbox)
+	}
 }
 
 // stop ends the sink, and asks the actor to stop: rule 4.
@@ -1022,13 +1050,13 @@ func (p *producer[E]) takeBefore(position uint64) {
 	}
 }
 
-// takeRest takes all that the sink holds. Since the sink's end has made whoever
-// was putting leave, the lock means that nothing more comes.
+// takeRest takes all that the sink holds. Its ending makes whoever is putting
+// leave, so the lock is soon free, and nothing is put later.
 func (p *producer[E]) takeRest() {
 	p.sink.putting.Lock()
 	defer p.sink.putting.Unlock()
 	p.takeBefore(math.MaxUint64)
-	p.backlog.cut(p.backlog.end(), p.sink.cause)
+	p.backlog.endAt(p.backlog.end(), p.sink.cause)
 }
 
 // A roomAhead is an ErrMailboxFull that is known to pass: remote.go closes room
@@ -1049,7 +1077,7 @@ func (p *producer[E]) send() (room <-chan struct{}) {
 	err := p.served.send(&p.backlog)
 	if errors.Is(err, ErrUnsendable) {
 		p.sink.close(err)
-		p.backlog.cut(p.served.cursor, err)
+		p.backlog.endAt(p.served.cursor, err)
 		err = p.served.send(&p.backlog)
 	}
 	var full roomAhead
@@ -1066,7 +1094,7 @@ func (p *producer[E]) receive(msg StreamProducerMsg[E]) {
 	case Subscribe[E]:
 		p.onSubscribe(m)
 	case StreamDemand[E]:
-		if p.serves(m.Consumer) {
+		if p.serves(m.Consumer) && p.backlog.has(m.Received) {
 			p.served.note(m)
 			p.onWord()
 		}
@@ -1086,7 +1114,8 @@ func (p *producer[E]) serves(consumer ActorRef[StreamConsumerMsg[E]]) bool {
 	return p.served != nil && p.served.consumer == consumer
 }
 
-// onSubscribe is rules 2 and 3.
+// onSubscribe goes on with the consumer that is served (rule 2), and lets another
+// one wait (rule 3).
 func (p *producer[E]) onSubscribe(m Subscribe[E]) {
 	switch {
 	case m.Consumer == (ActorRef[StreamConsumerMsg[E]]{}) || m.From > p.backlog.end():
@@ -1115,26 +1144,24 @@ func (p *producer[E]) onWord() {
 		p.refuse(p.rival.Consumer, ErrAlreadySubscribed)
 		p.rival = nil
 	}
-	switch {
-	case p.refusal != nil:
-		p.refuse(p.served.consumer, p.refusal)
-	case p.served.acked > p.backlog.end(): // the consumer has the end itself
+	if p.served.acked > p.backlog.end() { // the consumer has the end itself
 		p.stop(nil)
-	default:
+	} else {
 		p.backlog.drop(p.served.acked)
 	}
 }
 
-// admit serves a rival if nobody is served, or if who is has been unreachable
-// for a heartbeat. The rival begins at the first element that has not been
-// acknowledged, and has demanded nothing yet.
+// admit serves a rival if the place is free, or the consumer that has it has been
+// unreachable for a heartbeat: rule 3. The rival begins at the first element that
+// has not been acknowledged, and has demanded nothing yet.
 func (p *producer[E]) admit() {
-	heartbeat := p.self.in.config.Heartbeat
-	if p.rival == nil || p.served != nil && (p.served.lost.IsZero() || time.Since(p.served.lost) < heartbeat) {
+	free := p.served == nil || !p.served.lost.IsZero() && time.Since(p.served.lost) >= p.self.in.config.Heartbeat
+	if p.rival == nil || !free {
 		return
 	}
 	p.served = &subscription[E]{self: p.self, consumer: p.rival.Consumer, acked: p.backlog.base, length: maxRun * growth}
 	p.served.resume(p.rival.From)
+	p.backlog.drop(p.served.acked)
 	p.rival = nil
 	p.sink.excuse.Store(nil)
 	watchPeer[E](p.self, p.served.consumer)
@@ -1142,19 +1169,18 @@ func (p *producer[E]) admit() {
 
 // onLost is about the served consumer. If it is unreachable it may come back; if
 // it has stopped, what it did not acknowledge is kept for the next one. If its
-// process cannot decode an element the stream ends: to send that again is no
-// use, and nobody knows its position.
+// process cannot decode an element, the consumer hears nothing more until it
+// subscribes, and is refused: rule 4.
 func (p *producer[E]) onLost(err error) {
 	p.excuse(fmt.Errorf("the consumer %v is lost: %w", p.served.consumer, err))
 	switch {
 	case errors.Is(err, ErrUnsendable):
 		p.refusal = err
 		p.sink.close(err)
-		p.refuse(p.served.consumer, err)
 	case errors.Is(err, ErrUnreachable):
 		p.served.lost = cmp.Or(p.served.lost, time.Now())
 		p.admit()
-	case p.refusal != nil: // and whom it was said to has stopped
+	case p.refusal != nil: // the consumer has heard it, and stopped
 		p.stop(p.refusal)
 	default:
 		p.served = nil

@@ -97,7 +97,7 @@ type walk struct {
 func newWalk(t *testing.T, seed uint64) *walk {
 	w := &walk{T: t, Rand: rand.New(rand.NewPCG(seed, 1))}
 	w.world = world{
-		rules:     rules{elements: position(1 + w.IntN(5)), window: position(1 + w.IntN(5)), maxWindow: 7},
+		rules:     rules{elements: position(1 + w.IntN(5)), window: position(1 + w.IntN(5))},
 		faults:    faults{losses: unlimited, cuts: 0, crashes: 2, again: 2},
 		consumers: 2, capacity: 7, cancels: w.IntN(3) == 0, slow: true, repeats: true,
 	}

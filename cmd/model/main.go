@@ -70,7 +70,6 @@ func flags(w *world, limit *int) *flag.FlagSet {
 	set.SetOutput(io.Discard)
 	number(set, &w.elements, "n", 2, 0, 6, "`elements` in the stream")
 	number(set, &w.window, "w", 1, 1, 6, "`elements` in the window of a consumer")
-	number(set, &w.maxWindow, "max", 1, 1, 6, "`elements` that the producer keeps, if that is more than the window")
 	number(set, &w.consumers, "consumers", 2, 1, 2, "`consumers` at the same time")
 	number(set, &w.capacity, "capacity", 1, 1, 7, "`messages` under way in one direction of a connection")
 	number(set, &w.losses, "losses", 1, unlimited, 100, "`times` that a direction of a connection is lost; -1: any number")
@@ -114,7 +113,6 @@ func parse(args []string) (w *world, limit int, err error) {
 	if err == nil && set.NArg() > 0 {
 		err = fmt.Errorf("unknown argument %q", set.Arg(0))
 	}
-	w.maxWindow = max(w.maxWindow, w.window)
 	return w, limit, err
 }
 

@@ -14,7 +14,6 @@ var mistakes = []mistake{
 	{name: "stale", what: "one from before what is acknowledged is ignored", breaks: "stuck", flags: "-n 1 -cuts 0 -crashes 1"},
 	{name: "strict", what: "it is refused", breaks: "refusal"},
 	{name: "greedy", what: "the producer sends without demand", breaks: "demand"},
-	{name: "unbounded", what: "it takes any demand", breaks: "bound", flags: "-consumers 1"},
 	{name: "careless", what: "it drops what it has sent", breaks: "kept"},
 	{name: "hurry", what: "it stops when it has sent the end", breaks: "complete"},
 	{name: "stranger", what: "it obeys the demand of a consumer that it does not serve", breaks: "demand"},
@@ -31,8 +30,8 @@ var mistakes = []mistake{
 	{name: "barecancel", what: "it cancels again, where it should subscribe first", breaks: "stuck", flags: "-consumers 1 -cancels"},
 	{name: "stubborn", what: "it does not give up", breaks: "stuck", flags: "-losses 0 -crashes 1"},
 
-	{name: "fromacks", what: "a Subscribe acknowledges what is before From", why: "the consumer does hold it", flags: "-n 1 -losses 0 -cuts 2"},
-	{name: "trusting", what: "a Received past what has been sent acknowledges", why: "only a liar says what is not true", flags: "-n 1 -losses 0 -cuts 2"},
+	{name: "mutefrom", what: "a Subscribe does not acknowledge what is before From", why: "the next demand does", flags: "-n 1 -losses 0 -cuts 2"},
+	{name: "doubting", what: "a Received past what has been sent since the last Subscribe does not acknowledge", why: "but what the consumer holds is sent again, and then acknowledged", flags: "-n 1 -losses 0 -cuts 2"},
 	{name: "hasty", what: "another consumer is refused at once", why: "but its user has to try again, if the one before has stopped and the producer has yet to learn that", flags: "-n 1 -cuts 0"},
 	{name: "mute", what: "it is not refused when the one that is served speaks", why: "but its user waits until the stream ends", flags: "-n 1 -cuts 0"},
 	{name: "deaf", what: "a word of an unreachable consumer does not make it reachable", why: "but it loses its place without need", flags: "-n 1 -losses 0 -cuts 2"},

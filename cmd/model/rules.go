@@ -4,7 +4,7 @@ package main
 // Every number is a position in the stream, from its first element.
 //
 //	message                                   direction             meaning
-//	Subscribe{Consumer, From}                 consumer → producer   serve me from position From on; 0 from one that has received nothing: from wherever you are
+//	Subscribe{Consumer, From}                 consumer → producer   I hold everything before From: serve me from there on; 0 from one that has received nothing: from wherever you are
 //	Subscribed{Seq}                           producer → consumer   I serve you, from Seq on
 //	StreamDemand{Consumer, Received, Demand}  consumer → producer   I hold everything before Received; you may send what is before Demand
 //	StreamElement{Seq, Elements}              producer → consumer   the elements that start at Seq
@@ -28,10 +28,9 @@ const (
 )
 
 type rules struct {
-	elements  position // all are there from the start, and the stream ends behind them
-	window    position // of each consumer
-	maxWindow position // of the producer
-	bug       string   // the planted mistake, by its name in mistakes.go
+	elements position // all are there from the start, and the stream ends behind them
+	window   position // of each consumer
+	bug      string   // the planted mistake, by its name in mistakes.go
 }
 
 // A producer serves one consumer at a time.
@@ -49,7 +48,8 @@ type producer struct {
 }
 
 // Rule 1. The producer keeps what it has taken from its sink until it is
-// acknowledged. It never sends at or past Demand. The end needs no demand.
+// acknowledged. It never sends at or past Demand. The end needs no demand. What it
+// has sent it sends again only when a Subscribe makes it go back.
 func (r *rules) producerSends(p *producer) (m message) {
 	switch {
 	case p.serves == nobody || p.stopped != no:
@@ -83,12 +83,7 @@ func (r *rules) producerHears(p *producer, x name, m message) (told [2]message) 
 			r.acknowledge(p, m.seq())
 		}
 		if ours || r.bug == "stranger" {
-			// Rule 1: the producer bounds demand by maxWindow past what is acknowledged.
-			limit := p.acked + r.maxWindow
-			if r.bug == "unbounded" {
-				limit = m.demand()
-			}
-			p.demand = max(p.demand, min(m.demand(), limit))
+			p.demand = max(p.demand, m.demand())
 		}
 		if ours {
 			r.spoke(p, &told)
@@ -102,11 +97,12 @@ func (r *rules) producerHears(p *producer, x name, m message) (told [2]message) 
 }
 
 // Rule 2. On Subscribe from the consumer that it serves, or from anyone when
-// it serves none, the producer goes back to max(From, acknowledged) and
-// answers Subscribed with that. A From past its end is nonsense, and ignored;
-// one from before what is acknowledged is not: the answer may have been lost.
+// it serves none, the producer goes back, or on, to what is acknowledged, and
+// answers Subscribed with that. From acknowledges as Received does. A From past
+// its end is nonsense, and ignored; one from before what is acknowledged is not:
+// the answer may have been lost.
 //
-// Rule 3. Another consumer that subscribes waits.
+// Rule 3. A rival, another consumer that subscribes, waits.
 func (r *rules) subscribe(p *producer, x name, from position) (told [2]message) {
 	switch {
 	case from > r.elements:
@@ -127,24 +123,22 @@ func (r *rules) subscribe(p *producer, x name, from position) (told [2]message) 
 
 func (r *rules) resume(p *producer, from position) message {
 	from = max(from, p.acked)
-	switch r.bug {
-	case "norewind":
-		p.cursor = max(p.cursor, from)
-	case "fromacks":
-		p.acked, p.cursor = from, from
-	default:
+	if r.bug != "mutefrom" {
+		p.acked = from
+	}
+	if r.bug != "norewind" || p.cursor < from {
 		p.cursor = from
 	}
 	return say(Subscribed, from)
 }
 
-// Rule 2. Only StreamDemand acknowledges; a Received past what has been sent
-// since the last Subscribe acknowledges nothing.
+// Rule 2. What the consumer holds is not sent again, whatever it has asked for
+// before.
 //
 // Rule 4. The producer stops when its end is acknowledged, or when the
 // consumer that it serves cancels.
 func (r *rules) acknowledge(p *producer, received position) {
-	if received <= p.cursor || r.bug == "trusting" {
+	if received <= p.cursor || r.bug != "doubting" {
 		p.acked = max(p.acked, received)
 		p.cursor = max(p.cursor, p.acked)
 	}
@@ -153,7 +147,7 @@ func (r *rules) acknowledge(p *producer, received position) {
 	}
 }
 
-// Rule 3. As soon as the consumer that is served speaks, the other is refused.
+// Rule 3. As soon as the consumer that is served speaks, the rival is refused.
 func (r *rules) spoke(p *producer, told *[2]message) {
 	p.lost = p.lost && r.bug == "deaf"
 	if p.waits != nobody && r.bug != "mute" {
@@ -163,7 +157,7 @@ func (r *rules) spoke(p *producer, told *[2]message) {
 }
 
 // Rule 3. When the consumer that is served has stopped, or has been
-// unreachable for a heartbeat, the other is served in its place.
+// unreachable for a heartbeat, the rival takes its place.
 func (r *rules) producerLoses(p *producer) (told [2]message) {
 	p.serves, p.lost = nobody, false
 	p.cursor = p.acked

@@ -259,7 +259,7 @@ func (w *world) stop(t *step, x name) bool {
 	if w.silent || t.producer.serves != x || t.consumers[x].phase != gone || t.links[x][up].now.len() > 0 {
 		return false
 	}
-	w.tell(t, x, w.producerLoses(&t.producer))
+	w.makesRoom(t, x)
 	return true
 }
 
@@ -267,8 +267,14 @@ func (w *world) heartbeat(t *step, x name) bool {
 	if !t.serves(x, true) || t.producer.waits == nobody || w.bug == "loyal" {
 		return false
 	}
-	w.tell(t, x, w.producerLoses(&t.producer))
+	w.makesRoom(t, x)
 	return true
+}
+
+func (w *world) makesRoom(t *step, x name) {
+	acked := t.producer.acked
+	w.tell(t, x, w.producerLoses(&t.producer))
+	t.checkDropped(t.producer.serves, acked)
 }
 
 func (w *world) consumerHearsNow(t *step, x name) bool {
@@ -422,7 +428,7 @@ func (t *step) settled() *step {
 		if c.phase >= gone {
 			*c = consumer{phase: gone}
 			t.links[x][down] = link{}
-			if t.twice|t.sent == 0 && t.producer.serves != x && t.links[x][up] == (link{}) {
+			if t.twice|t.sent == 0 && t.producer.serves != x && t.producer.waits != x && t.links[x][up] == (link{}) {
 				t.got[x] = 0 // nobody asks any more
 			}
 		}
@@ -454,7 +460,7 @@ var properties = []struct{ name, what string }{
 	{"complete", "the producer completes only when the consumer that it serves has the end"},
 	{"refusal", "a consumer that never had a rival is not refused (not checked with -crashes or -again)"},
 	{"cancel", "nobody cancels while the other is served"},
-	{"bound", "the producer keeps no more than maxWindow elements that are not acknowledged"},
+	{"bound", "the producer sends no more elements than the window beyond what is acknowledged"},
 	{"twice", "both users are handed a position only if it had been sent, and its acknowledgement not been heard, when one took the other's place (with -twice)"},
 	{"stuck", "from anywhere, all can come to an end without a further loss, cut, crash, cancel or newcomer"},
 }
@@ -474,7 +480,7 @@ func (t *step) checkSent(w *world, x name, m message, acked position) {
 	if c.phase == running && c.lastWord == nothing && m.kind() == StreamElement {
 		t.check(c.served && seq < w.room(c), "demand", "position %d is sent to %v, which has not demanded it", seq, x)
 	}
-	t.check(min(p.cursor, w.elements)-min(p.acked, w.elements) <= w.maxWindow, "bound", "%d elements are kept for %v", p.cursor-p.acked, x)
+	t.check(min(p.cursor, w.elements)-min(p.acked, w.elements) <= w.window, "bound", "%d elements are kept for %v", p.cursor-p.acked, x)
 	t.checkDropped(x, acked)
 	t.checkCompleted(w)
 	if w.checks && seq < w.elements {
