@@ -822,8 +822,8 @@ type Config struct {
 	// "127.0.0.1:0" as its default.
 	Address string
 	// Listener, if set, accepts a node's connections. Without it, StartNode
-	// listens on Address: set it to listen elsewhere than peers dial. Close
-	// closes it.
+	// listens on Address: set it to listen elsewhere than peers dial. Once
+	// StartNode has succeeded, Close closes it.
 	Listener net.Listener
 	// Seeds are addresses of nodes to contact first. They need not be up yet.
 	Seeds []string

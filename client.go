@@ -11,8 +11,7 @@ import (
 )
 
 // Connect starts a system that reaches a cluster from outside: it dials and
-// is never dialled, so it can be anywhere from where the nodes can be reached.
-// It is listed nowhere, yet its own actors get messages like any others:
+// is never dialled, so it can run wherever the nodes can be reached from. It is listed nowhere, yet its own actors get messages like any others:
 // nodes answer on the connections that it has opened.
 //
 // Connect blocks until a node has answered with what it knows of the cluster.
@@ -32,25 +31,26 @@ func Connect(ctx context.Context, cfg Config) (_ *System, err error) {
 	}
 	if _, limited := ctx.Deadline(); !limited {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, patience*cfg.Heartbeat)
+		ctx, cancel = context.WithTimeout(ctx, 10*cfg.Heartbeat)
 		defer cancel()
 	}
 	client, err := join(cfg, rand.Text(), nil)
 	if err != nil {
 		return nil, err
 	}
-	if err := contact(ctx, client); err != nil {
+	if err := awaitNode(ctx, client); err != nil {
 		client.Close()
 		return nil, err
 	}
 	return client, nil
 }
 
-// contact waits until a node has announced itself to the client's receptionist.
-func contact(ctx context.Context, client *System) error {
+// awaitNode waits until a node has announced itself to the client's receptionist,
+// which contacts the seeds, and gathers why they do not.
+func awaitNode(ctx context.Context, client *System) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	failures := make(chan failure, len(client.config.Seeds)) // one for each watch
+	failures := make(chan failure, len(client.config.Seeds)) // each seed is watched once at a time, so there is room
 	reasons := map[string]error{}
 	for _, seed := range client.config.Seeds {
 		reasons[seed] = errors.New("no answer")
@@ -68,6 +68,8 @@ func contact(ctx context.Context, client *System) error {
 			if allRefused(reasons) {
 				return describe(errors.New("no seed wants us"), reasons)
 			}
+			// Soon again: the seed may have a better reason by then. It does nothing
+			// once ctx has ended.
 			time.AfterFunc(client.config.Heartbeat/8, func() { watchSeed(ctx, client, f.seed, failures) })
 		case <-ctx.Done():
 			return describe(context.Cause(ctx), reasons)
@@ -82,7 +84,7 @@ type failure struct {
 
 // watchSeed watches a seed's receptionist, to learn why it does not answer.
 func watchSeed(ctx context.Context, client *System, seed string, failures chan<- failure) {
-	receptionist := Address{client.config.Name, seed, receptionistName, ""}
+	receptionist := Address{System: client.config.Name, Host: seed, Name: receptionistName}
 	client.watch(ctx, &watch{target: receptionist, takes: typeName[receptionistMsg](), fire: func(err error) {
 		failures <- failure{seed, err}
 	}})
@@ -98,6 +100,7 @@ func allRefused(reasons map[string]error) bool {
 	return true
 }
 
+// describe adds to an error what became of each seed, so that errors.Is finds it.
 func describe(err error, reasons map[string]error) error {
 	for _, seed := range slices.Sorted(maps.Keys(reasons)) {
 		err = fmt.Errorf("%w; %s: %w", err, seed, reasons[seed])

@@ -1,21 +1,29 @@
 package casty
 
-// Every process has a receptionist, an actor at a well-known name. It keeps
-// what this process knows of the cluster, and tells the others of itself:
+// Every process of a cluster has a receptionist, an actor at a well-known name. It
+// keeps the process's directory of services and members up to date, and tells the
+// other receptionists of itself:
 //
-//	announcement{From, Services, Members}   all my services, and the nodes that I have heard from
+//	announcement{From, Services, Members}   all my services, and nodes that I have heard from
 //	departure{From}                         I leave
 //
-// An announcement goes to all that are known, at each change and once per
-// heartbeat. It is always the full set, and a node speaks only for itself, so
-// there is nothing to merge, and an announcement that is lost or repeated does
-// no harm.
+// An announcement goes to every process that has been heard from, whenever my
+// services change and once per heartbeat. Services are always the full set, and a
+// process lists its own alone, so there is nothing to merge, and an announcement
+// that is lost or repeated does no harm.
 //
-// Hearsay is not membership. What others say of a third node is only a reason
-// to contact it: members are those that have been heard from, or a dead node
-// would live on in what the others repeat. The seeds are the first to be
-// contacted, and are contacted at every heartbeat. A client, which nobody can
-// dial, is told everything and listed nowhere.
+// Hearsay is not membership. The Members of an announcement are only a reason to
+// contact nodes: a node becomes a member by being heard from, and is lost when it
+// has been silent for too long. Otherwise a dead node would live on in what the
+// others repeat. Whom a receptionist contacts without having heard from them of
+// late are
+//
+//	seeds       at every heartbeat, as long as the process lives
+//	strangers   nodes that others have named, at the next heartbeat: those that
+//	            live will be named again; and nodes that were lost, at the next
+//	            thousand, which is how they find back
+//
+// A client, which nobody can dial, is told everything and listed nowhere.
 
 import (
 	"cmp"
@@ -31,10 +39,12 @@ import (
 )
 
 const (
-	unheard      = 4      // heartbeats without an announcement before a node is lost, and no longer listed
+	unheard      = 4      // heartbeats without an announcement before a node is lost: one more than a connection may be silent
 	tries        = 1000   // to find a lost node, one per heartbeat
-	maxStrangers = 1000   // that are contacted at once, and that one announcement can name; others take their turn
-	maxServices  = 10_000 // of one node; others are not listed
+	maxStrangers = 1000   // at any time: one more takes the place of another
+	maxNamed     = 1000   // members in an announcement: if there are more, each announcement names others
+	maxServices  = 10_000 // of one node: more are not listed
+	maxPending   = 1000   // announcements that wait for the receptionist: more are lost, and said again
 )
 
 type receptionistMsg interface{ receptionistMsg() }
@@ -46,7 +56,7 @@ type (
 		Members  []string // hosts
 	}
 	departure struct{ From string }
-	service   struct{ Key, URI string }
+	service   struct{ Key, URI string } // an offer, as it crosses the wire
 )
 
 func (announcement) receptionistMsg() {}
@@ -78,13 +88,16 @@ type Listing[M any] struct {
 	Instances []ServiceInstance[M]
 }
 
+// ---- The directory, and its users.
+
 // A directory is what a process knows of services and members.
 type directory struct {
-	mu        sync.Mutex                   // guards what follows
-	own       map[offer]context.CancelFunc // ends the watch on the actor
-	others    map[string]member            // by host
-	changed   chan struct{}                // closed, and replaced, when services or members change
-	announced chan struct{}                // tells the receptionist that own has changed
+	ownChanged chan struct{} // tells the receptionist to announce what is in own
+
+	mu      sync.Mutex                   // guards what follows
+	own     map[offer]context.CancelFunc // what this process offers; the function ends the watch on the actor
+	others  map[string]peer              // by host; written by the receptionist alone
+	changed chan struct{}                // closed, and replaced, when something else is in own or others
 }
 
 // An offer is an actor that is listed under a key.
@@ -93,35 +106,36 @@ type offer struct {
 	actor Address
 }
 
-// A member is another process that has been heard from of late.
-type member struct {
+// A peer is another process, node or client, that has been heard from of late.
+type peer struct {
 	heard  time.Time
 	offers []offer
 }
 
-// directoryOf returns a system's directory, which every system has.
+// directoryOf returns a system's directory. It is made here, when it is first
+// asked for, because casty.go makes systems and does not know its type.
 func directoryOf(in Place) *directory {
 	s := in.system()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.directory == nil {
 		s.directory = &directory{
-			own:       map[offer]context.CancelFunc{},
-			others:    map[string]member{},
-			changed:   make(chan struct{}),
-			announced: make(chan struct{}, 1),
+			ownChanged: make(chan struct{}, 1),
+			own:        map[offer]context.CancelFunc{},
+			others:     map[string]peer{},
+			changed:    make(chan struct{}),
 		}
 	}
 	return s.directory.(*directory)
 }
 
-// change tells those who follow. The caller holds d.mu.
+// change wakes whoever waits for changes. The caller holds d.mu.
 func (d *directory) change() {
 	close(d.changed)
 	d.changed = make(chan struct{})
 }
 
-// add lists an actor of this process, unless it is listed already.
+// add lists an actor of this process, and returns false if it is listed already.
 func (d *directory) add(o offer, unwatch context.CancelFunc) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -130,7 +144,7 @@ func (d *directory) add(o offer, unwatch context.CancelFunc) bool {
 	}
 	d.own[o] = unwatch
 	d.change()
-	poke(d.announced)
+	poke(d.ownChanged)
 	return true
 }
 
@@ -141,7 +155,7 @@ func (d *directory) remove(o offer) {
 		unwatch()
 		delete(d.own, o)
 		d.change()
-		poke(d.announced)
+		poke(d.ownChanged)
 	}
 }
 
@@ -159,6 +173,8 @@ func Register[M any](in Place, key ServiceKey[M], ref ActorRef[M]) (err error) {
 	if takes := s.takes(ref.address); takes != typeName[M]() {
 		return mismatch(takes, typeName[M]())
 	}
+	// The watch comes second: should the actor have stopped, it fires, and takes
+	// the offer back.
 	ctx, cancel := context.WithCancel(s.ctx)
 	if directoryOf(in).add(offer{key.name, ref.address}, cancel) {
 		s.watch(ctx, &watch{target: ref.address, takes: typeName[M](), fire: func(error) { Deregister(in, key, ref) }})
@@ -173,13 +189,12 @@ func Deregister[M any](in Place, key ServiceKey[M], ref ActorRef[M]) {
 	directoryOf(in).remove(offer{key.name, ref.address})
 }
 
-// Discoverable is a behaviour that registers its actor first of all: soon
-// after Spawn has returned, as Listings tells.
+// Discoverable is a behaviour that registers its actor before anything else. That
+// may be a moment after Spawn has returned: Listings waits for it.
 func Discoverable[M any](key ServiceKey[M], behavior Behavior[M]) Behavior[M] {
 	return func(self *Actor[M]) {
-		if err := Register(self, key, self.Ref()); err == nil {
-			behavior(self)
-		} // otherwise it has been asked to stop in the meantime
+		Register(self, key, self.Ref()) // cannot fail for an actor that runs
+		behavior(self)
 	}
 }
 
@@ -203,8 +218,8 @@ func lookup[M any](from Place, key ServiceKey[M]) (Listing[M], <-chan struct{}) 
 	for o := range d.own {
 		add(o)
 	}
-	for _, m := range d.others {
-		for _, o := range m.offers {
+	for _, p := range d.others {
+		for _, o := range p.offers {
 			add(o)
 		}
 	}
@@ -216,28 +231,25 @@ func lookup[M any](from Place, key ServiceKey[M]) (Listing[M], <-chan struct{}) 
 	return listing, changed
 }
 
-func compare(a, b Address) int {
-	return cmp.Or(strings.Compare(a.Host, b.Host), strings.Compare(a.path(), b.path()))
-}
+func compare(a, b Address) int { return strings.Compare(a.URI(), b.URI()) }
 
 // Listings yields the listing now and after every change, until ctx ends or
 // the system is closed. Of changes that come faster than the loop turns, it
 // yields the last.
 func Listings[M any](ctx context.Context, from Place, key ServiceKey[M]) iter.Seq[Listing[M]] {
 	return func(yield func(Listing[M]) bool) {
-		for first, last := true, (Listing[M]{}); ; first = false {
+		s := from.system()
+		var last []ServiceInstance[M]
+		for first := true; ctx.Err() == nil && s.ctx.Err() == nil; first = false {
 			listing, changed := lookup(from, key)
-			if ctx.Err() != nil || from.system().ctx.Err() != nil {
+			if (first || !slices.Equal(listing.Instances, last)) && !yield(listing) {
 				return
 			}
-			if (first || !slices.Equal(listing.Instances, last.Instances)) && !yield(listing) {
-				return
-			}
-			last = listing
+			last = listing.Instances
 			select {
 			case <-changed:
 			case <-ctx.Done():
-			case <-from.system().ctx.Done():
+			case <-s.ctx.Done():
 			}
 		}
 	}
@@ -286,6 +298,8 @@ func WaitForMembers(ctx context.Context, of Place, n int) (err error) {
 	}
 }
 
+// ---- Nodes.
+
 // StartNode starts a system that others can dial, and joins the cluster of
 // its seeds: those that are not there yet, it keeps trying. It returns at
 // once. The error names the setting that cannot work, or is about listening.
@@ -295,6 +309,7 @@ func StartNode(cfg Config) (_ *System, err error) {
 	if err := cfg.check(); err != nil {
 		return nil, err
 	}
+	// A client's certificate may come from GetClientCertificate instead.
 	if t := cfg.TLS; t != nil && len(t.Certificates) == 0 && t.GetCertificate == nil && t.GetConfigForClient == nil {
 		return nil, errors.New("TLS has no certificate")
 	}
@@ -307,13 +322,17 @@ func StartNode(cfg Config) (_ *System, err error) {
 
 // listen binds a node, and tells what its peers dial.
 func listen(cfg Config) (listener net.Listener, address string, err error) {
-	if listener = cfg.Listener; listener == nil {
-		if listener, err = net.Listen("tcp", cmp.Or(cfg.Address, "127.0.0.1:0")); err != nil {
-			return nil, "", err
-		}
+	listener = cfg.Listener
+	if listener == nil {
+		listener, err = net.Listen("tcp", cmp.Or(cfg.Address, "127.0.0.1:0"))
+	}
+	if err != nil {
+		return nil, "", err
 	}
 	if address, err = reachable(cfg.Address, listener.Addr().String()); err != nil {
-		listener.Close()
+		if cfg.Listener == nil {
+			listener.Close()
+		}
 		return nil, "", err
 	}
 	if at, ok := listener.Addr().(*net.TCPAddr); ok && !at.IP.IsLoopback() && cfg.TLS == nil {
@@ -322,8 +341,8 @@ func listen(cfg Config) (listener net.Listener, address string, err error) {
 	return listener, address, nil
 }
 
-// reachable is the address that peers dial: the one wanted, if any, with the port
-// that is listened on if it leaves that open.
+// reachable is the address that peers dial: the one wanted, if any, or the one that
+// is listened on. A wanted port 0 stands for the port that is listened on.
 func reachable(wanted, bound string) (string, error) {
 	host, port, err := net.SplitHostPort(cmp.Or(wanted, bound))
 	if err != nil {
@@ -334,7 +353,7 @@ func reachable(wanted, bound string) (string, error) {
 	}
 	address := net.JoinHostPort(host, port)
 	if net.ParseIP(host).IsUnspecified() {
-		return "", fmt.Errorf("peers cannot dial %s: set Listener to listen on all interfaces", address)
+		return "", fmt.Errorf("peers cannot dial %s: set Address to what they can dial, and Listener to listen on all interfaces", address)
 	}
 	return address, checkHost(address)
 }
@@ -344,21 +363,24 @@ func join(cfg Config, host string, listener net.Listener) (*System, error) {
 	learn(announcement{}, departure{})
 	s := newSystem(cfg, host)
 	s.network = newRemote(s, listener)
-	_, err := spawn(s, receptionistName, maxStrangers, func(self *Actor[receptionistMsg]) {
+	_, err := spawn(s, receptionistName, maxPending, func(self *Actor[receptionistMsg]) {
 		(&receptionist{self: self, directory: directoryOf(self), strangers: map[string]int{}}).run()
 	})
 	return s, err
 }
 
-// A receptionist's fields are owned by its actor's goroutine.
+// ---- The receptionist.
+
+// A receptionist's fields are owned by its actor's goroutine, but for what the
+// directory guards.
 type receptionist struct {
 	self *Actor[receptionistMsg]
 	*directory
-	// strangers are nodes that have been named, or lost, and at how many
-	// heartbeats more they are contacted. That is how the lost find back, if
-	// they still live. Those that others name will be named again.
-	strangers map[string]int
+	strangers map[string]int // by host: at how many heartbeats more it is contacted, 1 if it was named
 }
+
+// named is how many heartbeats a node is contacted that others have named.
+const named = 1
 
 func (r *receptionist) run() {
 	tick := time.NewTicker(r.self.in.config.Heartbeat)
@@ -368,49 +390,55 @@ func (r *receptionist) run() {
 		select {
 		case msg := <-r.self.Mailbox():
 			r.receive(msg)
-		case <-r.announced:
+		case <-r.ownChanged:
 			r.announce(nil)
 		case <-tick.C:
 			r.expire()
 			r.announce(r.contacts())
 		case <-r.self.Done():
-			_, others := r.now()
+			_, others := r.state()
 			r.tell(departure{r.self.in.host}, others...)
 			return
 		}
 	}
 }
 
-// now returns what to announce, and to whom at least.
-func (r *receptionist) now() (a announcement, others []string) {
+// state returns what to announce, and who has been heard from.
+func (r *receptionist) state() (a announcement, others []string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	a.From = r.self.in.host
 	for o := range r.own {
 		a.Services = append(a.Services, service{o.key, o.actor.URI()})
 	}
-	for host := range r.others { // others each time, if there are too many
+	for host := range r.others { // in random order
 		others = append(others, host)
-		if dialable(host) && len(a.Members) < maxStrangers {
+		if dialable(host) && len(a.Members) < maxNamed {
 			a.Members = append(a.Members, host)
 		}
 	}
 	return a, others
 }
 
-func (r *receptionist) announce(more []string) {
-	a, hosts := r.now()
-	hosts = append(hosts, more...)
-	slices.Sort(hosts)
-	r.tell(a, slices.Compact(hosts)...)
+// announce tells whoever has been heard from, and others. It is in random order,
+// because only so many can be dialled at once: each has its turn.
+func (r *receptionist) announce(others []string) {
+	a, heard := r.state()
+	r.tell(a, heard...)
+	for _, host := range others {
+		if !slices.Contains(heard, host) {
+			r.tell(a, host)
+		}
+	}
 }
 
-// contacts are those to be told at this heartbeat, though they are not known.
+// contacts are those to contact at this heartbeat, heard from or not.
 func (r *receptionist) contacts() []string {
 	hosts := slices.Clone(r.self.in.config.Seeds)
-	for host, left := range r.strangers {
+	for host, left := range r.strangers { // in random order
 		hosts = append(hosts, host)
-		if r.strangers[host] = left - 1; left <= 1 {
+		r.strangers[host] = left - 1
+		if left == 1 {
 			delete(r.strangers, host)
 		}
 	}
@@ -425,7 +453,7 @@ func (r *receptionist) tell(msg receptionistMsg, hosts ...string) {
 		if host == s.host {
 			continue // a node may be among its own seeds
 		}
-		ref := ActorRef[receptionistMsg]{Address{s.config.Name, host, receptionistName, ""}}
+		ref := ActorRef[receptionistMsg]{Address{System: s.config.Name, Host: host, Name: receptionistName}}
 		if err := ref.tell(r.self, msg); errors.Is(err, ErrUnsendable) {
 			s.warn("announce", "casty: announce", "to", host, "reason", err)
 		}
@@ -435,58 +463,63 @@ func (r *receptionist) tell(msg receptionistMsg, hosts ...string) {
 func (r *receptionist) receive(msg receptionistMsg) {
 	switch m := msg.(type) {
 	case announcement:
-		if m.From != r.self.in.host { // or the node is among its own seeds, by another name
+		if m.From != r.self.in.host { // as it is if the node is among its own seeds, by another name
 			r.hear(m)
 		}
 	case departure:
-		r.mu.Lock()
-		defer r.mu.Unlock()
-		delete(r.others, m.From)
-		r.change()
+		r.forget(m.From)
 	}
 }
 
 // hear takes in what another process says of itself. Of what it says of others
-// only this counts: that there are such. They are contacted at once, and become
-// members when they answer.
+// only this counts: that there are such. They are contacted at once, and heard
+// from when they answer. So is a process that has not been heard from of late
+// answered at once.
 func (r *receptionist) hear(a announcement) {
-	var news []string
-	if !r.note(a.From, r.offers(a)) {
-		news = append(news, a.From)
+	var greet []string
+	if known := r.note(a.From, r.offers(a)); !known {
+		greet = append(greet, a.From)
 	}
-	for _, host := range a.Members {
-		if r.unknown(host) && r.room("members of "+a.From, len(news), maxStrangers) {
-			r.contact(host)
-			news = append(news, host)
+	for _, host := range a.Members[:min(len(a.Members), maxNamed)] {
+		if r.unknown(host) {
+			r.remember(host, named)
+			greet = append(greet, host)
 		}
 	}
-	if len(news) > 0 {
-		ours, _ := r.now()
-		r.tell(ours, news...)
+	if len(greet) > 0 {
+		ours, _ := r.state()
+		r.tell(ours, greet...)
 	}
 }
 
-// note makes a process a member, and says whether it had been one.
+// note enters a process, and says whether it had been heard from of late.
 func (r *receptionist) note(host string, offers []offer) (known bool) {
 	delete(r.strangers, host)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	old, known := r.others[host]
-	r.others[host] = member{time.Now(), offers}
+	r.others[host] = peer{time.Now(), offers}
 	if !known || !slices.Equal(offers, old.offers) {
 		r.change()
 	}
 	return known
 }
 
-// offers are what a node announces of its own, sorted: a client's are not
-// listed, and nobody speaks for another.
+// offers are what a node announces of its own, sorted, so that note can compare
+// them. A client's are not listed, and nobody speaks for another.
 func (r *receptionist) offers(a announcement) (offers []offer) {
+	if !dialable(a.From) {
+		return nil
+	}
 	for _, s := range a.Services {
 		actor, err := ParseAddress(s.URI)
-		if err == nil && dialable(a.From) && actor.Host == a.From && r.room("services of "+a.From, len(offers), maxServices) {
-			offers = append(offers, offer{s.Key, actor})
+		if err != nil || actor.Host != a.From || actor.System != r.self.in.config.Name {
+			continue
 		}
+		if !r.room("services of "+a.From, len(offers), maxServices) {
+			break
+		}
+		offers = append(offers, offer{s.Key, actor})
 	}
 	slices.SortFunc(offers, func(a, b offer) int {
 		return cmp.Or(strings.Compare(a.key, b.key), compare(a.actor, b.actor))
@@ -494,31 +527,32 @@ func (r *receptionist) offers(a announcement) (offers []offer) {
 	return offers
 }
 
-// unknown says whether a node is neither a member nor being contacted.
+// unknown says whether a host can be a node, and is neither heard from nor
+// contacted.
 func (r *receptionist) unknown(host string) bool {
-	_, member := r.others[host]
-	_, stranger := r.strangers[host]
-	return !member && !stranger &&
+	_, heard := r.others[host] // without the lock, since nobody else writes it
+	_, contacted := r.strangers[host]
+	return !heard && !contacted &&
 		host != r.self.in.host && dialable(host) && checkHost(host) == nil
 }
 
-// contact makes a node that was named a stranger, in place of another such if
-// there are too many: whoever is named has a turn, so that made-up names keep
-// nobody out.
-func (r *receptionist) contact(host string) {
+// remember makes a host a stranger. If there are too many it takes the place of
+// another, of one that was only named if there is such: whoever is named has a
+// turn, so that made-up names keep nobody out.
+func (r *receptionist) remember(host string, heartbeats int) {
 	if !r.room("nodes that do not answer", len(r.strangers), maxStrangers) {
-		for other, left := range r.strangers {
-			if left == 1 {
-				delete(r.strangers, other)
+		var other string
+		for candidate, left := range r.strangers {
+			if other = candidate; left == named {
 				break
 			}
 		}
+		delete(r.strangers, other)
 	}
-	r.strangers[host] = 1
+	r.strangers[host] = heartbeats
 }
 
-// room says whether there may be more of what peers can make up, and logs if
-// not. Who answers cannot be made up.
+// room says whether there may be more of what peers can make up, and logs if not.
 func (r *receptionist) room(of string, have, most int) bool {
 	if have >= most {
 		r.self.in.warn("too many "+of, "casty: too many", "of", of, "limit", most)
@@ -526,18 +560,27 @@ func (r *receptionist) room(of string, have, most int) bool {
 	return have < most
 }
 
-// expire makes strangers of the nodes that have not been heard from.
+// expire makes strangers of the nodes that have been silent for too long. A client
+// is forgotten, since nobody can dial it.
 func (r *receptionist) expire() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for host, m := range r.others {
-		if time.Since(m.heard) < unheard*r.self.in.config.Heartbeat {
+	for host, p := range r.others { // without the lock, since nobody else writes it
+		if time.Since(p.heard) < unheard*r.self.in.config.Heartbeat {
 			continue
 		}
+		r.forget(host)
+		if dialable(host) {
+			r.remember(host, tries)
+		}
+	}
+}
+
+// forget is about a process that has left, or is lost.
+func (r *receptionist) forget(host string) {
+	delete(r.strangers, host)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if _, known := r.others[host]; known {
 		delete(r.others, host)
 		r.change()
-		if dialable(host) {
-			r.strangers[host] = tries
-		}
 	}
 }
