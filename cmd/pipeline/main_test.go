@@ -209,10 +209,12 @@ func TestEverything(t *testing.T) {
 	}
 }
 
+// What becomes of an alert depends on when the monitor is found, so it does not count.
 func TestTheSameSeedGivesTheSameReadings(t *testing.T) {
+	fate := regexp.MustCompile(`: alert .*`)
 	readings := func(seed string) []string {
 		out := launch(t, "-interval", "1ms", "-readings", "10", "-random", seed).succeeds(t)
-		return starting(out, "reading")
+		return starting(fate.ReplaceAllString(out, ""), "reading")
 	}
 	first := readings("1")
 	if again := readings("1"); !slices.Equal(first, again) {
