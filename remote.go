@@ -142,7 +142,7 @@ func (r *remote) accept() {
 		conn, err := r.listener.Accept()
 		switch {
 		case err == nil:
-			l := &link{remote: r, state: greeting}
+			l := &link{remote: r}
 			r.running.Go(func() { l.end(l.serve(conn)) })
 		case r.closing.Err() == nil:
 			// Perhaps out of file descriptors. Others may be closed soon.
@@ -258,21 +258,21 @@ func (r *remote) route(host string) (*route, error) {
 			return nil, fmt.Errorf("%w: too many others are being dialled", ErrUnreachable)
 		}
 	}
-	l := &link{remote: r, host: host}
+	l := &link{remote: r}
 	r.running.Go(func() {
-		err := l.dial()
+		err := l.dial(host)
 		r.rest(r.heartbeats(1) / 64) // so that one who refuses us is not dialled in a tight loop
 		l.end(err)
 	})
-	return r.newRoute(l), nil
+	return r.newRoute(host, l), nil
 }
 
 func (r *remote) seed(host string) bool { return slices.Contains(r.system.config.Seeds, host) }
 
 // newRoute makes the route that a link carries. The caller holds r.mu.
-func (r *remote) newRoute(l *link) *route {
+func (r *remote) newRoute(host string, l *link) *route {
 	way := &route{link: l, outbox: newOutbox(r.system.config.MaxMessage), watches: map[watching]map[*watch]bool{}}
-	r.routes[l.host] = way
+	r.routes[host] = way
 	return way
 }
 
@@ -435,23 +435,17 @@ func (o *outbox) relearn() {
 // them without.
 type link struct {
 	remote *remote
-	host   string // of its route: what was dialled or, if the peer has dialled, what it calls itself
-	called string // what the peer calls itself; empty until the link is open
-	state  linkState
+	host   string // of its route: what was dialled or, if the peer has dialled, what it calls itself; empty: it cannot carry anything yet
+	called string // what the peer calls itself; empty: the handshake is not done
 }
 
-type linkState int
+// open says whether the handshake is done.
+func (l *link) open() bool { return l.called != "" }
 
-const (
-	dialling linkState = iota
-	greeting           // the peer may know of the connection, and use it
-	open               // the handshake is done
-)
-
-func (l *link) become(state linkState, host, called string) {
+func (l *link) become(host, called string) {
 	l.remote.mu.Lock()
 	defer l.remote.mu.Unlock()
-	l.state, l.host, l.called = state, host, called
+	l.host, l.called = host, called
 }
 
 // claim makes this link the one that carries its route, unless another open link
@@ -466,27 +460,27 @@ func (l *link) claim() (*outbox, []watching) {
 	way := r.routes[l.host]
 	switch {
 	case way == nil:
-		way = r.newRoute(l)
-	case way.link != l && way.link.state == open:
+		way = r.newRoute(l.host, l)
+	case way.link != l && way.link.open():
 		return &outbox{}, nil
 	}
 	way.link = l
 	return way.outbox, slices.Collect(maps.Keys(way.watches))
 }
 
-func (l *link) dial() error {
+func (l *link) dial(host string) error {
 	r := l.remote
 	ctx, cancel := context.WithTimeout(r.closing, r.heartbeats(patience))
 	defer cancel()
-	conn, err := r.system.config.Dial(ctx, l.host)
-	if !r.seed(l.host) {
+	conn, err := r.system.config.Dial(ctx, host)
+	if !r.seed(host) {
 		<-r.dials
 	}
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrUnreachable, plainly(err))
 	}
-	l.become(greeting, l.host, "")
-	return l.talk(conn, l.host)
+	l.become(host, "")
+	return l.talk(conn, host)
 }
 
 func (l *link) serve(conn net.Conn) error {
@@ -516,7 +510,7 @@ func (l *link) talk(conn net.Conn, peer string) error {
 	}
 	goOn()
 	conn.SetDeadline(time.Time{})
-	l.become(open, cmp.Or(l.host, theirs.Host), theirs.Host)
+	l.become(cmp.Or(l.host, theirs.Host), theirs.Host)
 	outbox, _ := l.claim() // before anything is read that may be answered
 	var writing sync.WaitGroup
 	writing.Go(func() {
@@ -607,10 +601,12 @@ func (l *link) receive(msg envelope) {
 			r.send(from, mistaken{m.Actor, takes})
 		}
 	case mistaken:
-		l.fire(m.concerns)
+		r.fire(l.reached(), m.concerns)
 	case undecodable:
-		l.relearn()
-		l.fire(m.concerns)
+		for _, way := range l.reached() {
+			way.outbox.relearn()
+		}
+		r.fire(l.reached(), m.concerns)
 	case gossip:
 		if m.from() == l.called {
 			s.deliver(from, to, m) // or it is said again
@@ -659,90 +655,79 @@ func (m undecodable) concerns(w *watch) error {
 	return fmt.Errorf("%w: the other end cannot decode it: %s", ErrUnsendable, m.Reason)
 }
 
-// end follows a lost connection. Those who watch the process at the other end get
-// ErrUnreachable. If the link carried a route, the route goes with it: what had
-// not been taken for writing, and is not said again, is counted as dead letters.
-// The peer may notice the loss later than we do, and write replies to the dead
-// connection until then. So those who wait for a reply are told once more when
-// it must have noticed.
+// end follows a lost connection, or one that never came about. Those who watch
+// the process at the other end get ErrUnreachable. If the link carried a route, the
+// route goes with it: what had not been taken for writing, and is not said again,
+// is counted as dead letters. The peer may notice the loss later than we do, and
+// write replies to the dead connection until then. So those who wait for a reply
+// are told once more when it must have noticed.
 func (l *link) end(err error) {
 	r, s := l.remote, l.remote.system
-	r.mu.Lock()
-	way := r.routes[l.host]
-	carried := way != nil && way.link == l
-	fired := l.gather(func(*watch) error { return err })
-	if carried {
-		delete(r.routes, l.host)
-	}
-	r.mu.Unlock()
-	if carried {
+	ways := l.reached()
+	if host, way := r.abandon(l); way != nil {
 		if letters := way.outbox.discard(err); letters > 0 {
 			s.deadLetters.Add(uint64(letters))
-			s.warn("dead letters: lost", "casty: dead letters", "to", l.host, "messages", letters, "reason", err)
+			s.warn("dead letters: lost", "casty: dead letters", "to", host, "messages", letters, "reason", err)
 		}
 	}
-	for w, err := range fired {
-		w.fire(err)
+	r.fire(ways, func(*watch) error { return err })
+	if l.host == "" {
+		return // the peer has never seen this connection
 	}
-	if l.state == open {
-		r.rest(r.heartbeats(silence + 1)) // until the peer has lost it, too
-		l.fire(func(w *watch) error {
+	time.AfterFunc(r.heartbeats(silence+1), func() {
+		r.fire(l.reached(), func(w *watch) error {
 			if !w.asks {
 				return nil
 			}
 			return err
 		})
-	}
+	})
 }
 
-// fire ends the watches on the process at the other end that have a reason to.
-func (l *link) fire(why func(*watch) error) {
-	l.remote.mu.Lock()
-	fired := l.gather(why)
-	l.remote.mu.Unlock()
-	for w, err := range fired {
-		w.fire(err)
-	}
-}
-
-// gather takes the watches that fire out of their routes, so that each is fired
-// once. The caller holds remote.mu.
-func (l *link) gather(why func(*watch) error) map[*watch]error {
-	fired := map[*watch]error{}
-	for _, way := range l.reached() {
-		for _, watches := range way.watches {
-			for w := range watches {
-				if err := why(w); err != nil {
-					fired[w] = err
-					way.forget(w)
-				}
-			}
+// abandon removes the route that a link carries, if any.
+func (r *remote) abandon(l *link) (string, *route) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for host, way := range r.routes {
+		if way.link == l {
+			delete(r.routes, host)
+			return host, way
 		}
 	}
-	return fired
+	return "", nil
 }
 
-// relearn has the next message to the process at the other end describe its
-// types again.
-func (l *link) relearn() {
-	l.remote.mu.Lock()
-	ways := l.reached()
-	l.remote.mu.Unlock()
-	for _, way := range ways {
-		way.outbox.relearn()
-	}
-}
-
-// reached are the routes to the process at the other end: several, if it was
-// dialled as localhost:1 and calls itself 127.0.0.1:1. The caller holds remote.mu.
+// reached are the routes whose watches a peer may have answered on this link:
+// several, if the peer was dialled as localhost:1 and calls itself 127.0.0.1:1.
 func (l *link) reached() (ways []*route) {
+	l.remote.mu.Lock()
+	defer l.remote.mu.Unlock()
 	for host, way := range l.remote.routes {
-		same := host == l.host || l.called != "" && way.link.called == l.called
-		if way.link == l || same && l.state != dialling {
+		if way.link == l || host == l.host || way.link.open() && way.link.called == l.called {
 			ways = append(ways, way)
 		}
 	}
 	return ways
+}
+
+// fire ends the watches that have a reason to.
+func (r *remote) fire(ways []*route, why func(*watch) error) {
+	fired := map[*watch]error{}
+	r.mu.Lock()
+	for _, way := range ways {
+		for _, watches := range way.watches {
+			for w := range watches {
+				if err := why(w); err != nil {
+					fired[w] = err
+					way.forget(w) // so that it is fired once
+				}
+			}
+		}
+	}
+	r.mu.Unlock()
+	for w, err := range fired {
+		w.fire(err)
+	}
 }
 
 // dialled says whether it was us who dialled, before the link is open.
