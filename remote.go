@@ -118,7 +118,6 @@ type remote struct {
 	finish   context.CancelFunc
 	ctx      context.Context // ends when every connection has to
 	cancel   context.CancelFunc
-	dials    chan struct{} // holds one for each dial under way, but for those to seeds
 
 	mu     sync.Mutex        // guards routes, and the fields of routes and links that say so
 	routes map[string]*route // by host
@@ -127,7 +126,7 @@ type remote struct {
 // newRemote makes a system's network, which accepts from listener unless that is nil.
 func newRemote(s *System, listener net.Listener) *remote {
 	learn(watching{}, mistaken{}, undecodable{})
-	r := &remote{system: s, listener: listener, routes: map[string]*route{}, dials: make(chan struct{}, maxDials)}
+	r := &remote{system: s, listener: listener, routes: map[string]*route{}}
 	r.ctx, r.cancel = context.WithCancel(context.Background())
 	r.closing, r.finish = context.WithCancel(r.ctx)
 	if listener != nil {
@@ -250,13 +249,8 @@ func (r *remote) route(host string) (*route, error) {
 		return nil, fmt.Errorf("%w: not connected, and nobody can dial it", ErrUnreachable)
 	case r.closing.Err() != nil:
 		return nil, fmt.Errorf("%w: %w", ErrUnreachable, ErrClosed)
-	}
-	if !r.seed(host) {
-		select {
-		case r.dials <- struct{}{}:
-		default:
-			return nil, fmt.Errorf("%w: too many others are being dialled", ErrUnreachable)
-		}
+	case !r.seed(host) && r.dials() >= maxDials:
+		return nil, fmt.Errorf("%w: too many others are being dialled", ErrUnreachable)
 	}
 	l := &link{remote: r}
 	r.running.Go(func() {
@@ -265,6 +259,17 @@ func (r *remote) route(host string) (*route, error) {
 		l.end(err)
 	})
 	return r.newRoute(host, l), nil
+}
+
+// dials counts the routes that wait for their connection, but for those to seeds.
+// The caller holds r.mu.
+func (r *remote) dials() (n int) {
+	for host, way := range r.routes {
+		if !way.link.open() && !r.seed(host) {
+			n++
+		}
+	}
+	return n
 }
 
 func (r *remote) seed(host string) bool { return slices.Contains(r.system.config.Seeds, host) }
@@ -473,9 +478,6 @@ func (l *link) dial(host string) error {
 	ctx, cancel := context.WithTimeout(r.closing, r.heartbeats(patience))
 	defer cancel()
 	conn, err := r.system.config.Dial(ctx, host)
-	if !r.seed(host) {
-		<-r.dials
-	}
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrUnreachable, plainly(err))
 	}
