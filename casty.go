@@ -829,7 +829,9 @@ type Config struct {
 	Seeds []string
 	// TLS, if set, is required of every peer, with certificates on both sides.
 	// Its RootCAs serve for both directions if it has no ClientCAs. A node's
-	// certificate must be valid for the host in its Address.
+	// certificate must be valid for the host in its Address. What its
+	// GetConfigForClient returns, if anything, must require and verify certificates
+	// itself, since a peer without a verified one is refused.
 	TLS *tls.Config
 	// Dial opens a connection to a peer's address, before TLS. Default: TCP.
 	Dial func(ctx context.Context, address string) (net.Conn, error)

@@ -51,7 +51,6 @@ import (
 	"cmp"
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"encoding/binary"
 	"encoding/gob"
 	"errors"
@@ -107,17 +106,13 @@ type gossip interface{ from() string }
 // bulk is a message that its sender keeps, and could make smaller.
 type bulk interface{ count() int }
 
-// A remote is a system's network. It is closed in two steps. First the context
-// closing ends: each link's writer sends what is left, then hangs up. Three
-// heartbeats later at most the context ctx ends: every connection is cut.
+// A remote is a system's network.
 type remote struct {
 	system   *System
 	listener net.Listener    // nil for a client
 	running  sync.WaitGroup  // the accept loop, and one goroutine for each link
 	closing  context.Context // ends when close begins
 	finish   context.CancelFunc
-	ctx      context.Context // ends when every connection has to
-	cancel   context.CancelFunc
 
 	mu     sync.Mutex        // guards routes, and the fields of routes and links that say so
 	routes map[string]*route // by host
@@ -127,8 +122,7 @@ type remote struct {
 func newRemote(s *System, listener net.Listener) *remote {
 	learn(watching{}, mistaken{}, undecodable{})
 	r := &remote{system: s, listener: listener, routes: map[string]*route{}}
-	r.ctx, r.cancel = context.WithCancel(context.Background())
-	r.closing, r.finish = context.WithCancel(r.ctx)
+	r.closing, r.finish = context.WithCancel(context.Background())
 	if listener != nil {
 		r.running.Go(r.accept)
 	}
@@ -142,7 +136,7 @@ func (r *remote) accept() {
 		switch {
 		case err == nil:
 			l := &link{remote: r}
-			r.running.Go(func() { l.end(l.serve(conn)) })
+			r.running.Go(func() { l.end(l.talk(conn, "")) })
 		case r.closing.Err() == nil:
 			// Perhaps out of file descriptors. Others may be closed soon.
 			r.system.config.Logger.Error("casty: accept", "on", r.system.host, "error", err)
@@ -151,13 +145,11 @@ func (r *remote) accept() {
 	}
 }
 
-// close sends what is under way, waits a little for peers to take it, and
-// closes every connection.
+// close has each link send what is left, and waits for them: three heartbeats at most.
 func (r *remote) close() error {
 	r.mu.Lock() // so that nobody is about to be dialled
 	r.finish()
 	r.mu.Unlock()
-	defer time.AfterFunc(r.heartbeats(silence), r.cancel).Stop()
 	defer r.running.Wait()
 	if r.listener != nil {
 		return r.listener.Close()
@@ -479,40 +471,37 @@ func (l *link) dial(host string) error {
 	defer cancel()
 	conn, err := r.system.config.Dial(ctx, host)
 	if err != nil {
-		return fmt.Errorf("%w: %w", ErrUnreachable, plainly(err))
+		return err
 	}
 	l.become(host, "")
 	return l.talk(conn, host)
 }
 
-func (l *link) serve(conn net.Conn) error {
-	peer := conn.RemoteAddr().String()
-	if host, _, err := net.SplitHostPort(peer); err == nil {
-		peer = host // the port is another for each connection
-	}
-	return l.talk(conn, peer)
-}
-
 // talk owns a connection: it shakes hands, then reads and writes until either
 // fails, and says why.
-func (l *link) talk(conn net.Conn, peer string) error {
+func (l *link) talk(conn net.Conn, dialled string) error {
 	r := l.remote
+	ctx, fail := context.WithCancelCause(context.Background())
 	defer conn.Close()
-	ctx, fail := context.WithCancelCause(r.ctx)
 	defer context.AfterFunc(ctx, func() { conn.Close() })() // what ends the writing ends the reading, and the reverse
 	defer fail(nil)
-	goOn := context.AfterFunc(r.closing, func() { fail(ErrClosed) }) // Close does not wait for those who may never answer
-	conn.SetDeadline(time.Now().Add(r.heartbeats(patience)))
-	secured := l.secure(persistent{conn, r.heartbeats(silence)})
-	theirs, err := l.shake(secured)
+	raw := &steady{conn, r.heartbeats(patience), r.heartbeats(silence)}
+	secured := r.secure(raw, dialled)
+	theirs, err := r.handshake(secured, dialled, fail)
 	if err != nil {
-		err = plainly(err)
-		r.system.warn("handshake with "+peer, "casty: no handshake", "with", peer, "reason", err)
-		return fmt.Errorf("%w: %w", ErrUnreachable, err)
+		fail(err)
+		err = context.Cause(ctx)
+		who := cmp.Or(dialled, conn.RemoteAddr().String())
+		if host, _, err := net.SplitHostPort(who); err == nil && dialled == "" {
+			who = host // the port is another for each connection
+		}
+		r.system.warn("handshake with "+who, "casty: no handshake", "with", who, "reason", plainly(err))
+		return err
 	}
-	goOn()
-	conn.SetDeadline(time.Time{})
-	l.become(cmp.Or(l.host, theirs.Host), theirs.Host)
+	l.become(cmp.Or(dialled, theirs.Host), theirs.Host)
+	defer context.AfterFunc(r.closing, func() {
+		time.AfterFunc(r.heartbeats(silence), func() { fail(ErrClosed) })
+	})()
 	outbox, _ := l.claim() // before anything is read that may be answered
 	var writing sync.WaitGroup
 	writing.Go(func() {
@@ -520,11 +509,11 @@ func (l *link) talk(conn net.Conn, peer string) error {
 			fail(err)
 		}
 	})
-	fail(l.read(secured))
+	fail(l.read(secured, raw))
 	writing.Wait() // or it might claim a route that nobody ends
-	err = plainly(context.Cause(ctx))
-	r.system.config.Logger.Debug("casty: lost a connection", "to", theirs.Host, "reason", err)
-	return fmt.Errorf("%w: %w", ErrUnreachable, err)
+	err = context.Cause(ctx)
+	r.system.config.Logger.Debug("casty: lost a connection", "to", theirs.Host, "reason", plainly(err))
+	return err
 }
 
 // write owns the sending side, until it fails or there is nothing more to send.
@@ -560,10 +549,9 @@ func (l *link) write(ctx context.Context, conn net.Conn, from *outbox) error {
 }
 
 // read owns the receiving side, and never waits for an actor.
-func (l *link) read(conn net.Conn) error {
+func (l *link) read(conn net.Conn, raw *steady) error {
 	r := l.remote
-	source := &impatient{conn, r.heartbeats(patience)} // until the peer has our hello, and we its first frame
-	in := bufio.NewReader(source)
+	in := bufio.NewReader(conn)
 	var frame bytes.Reader
 	var body []byte
 	dec := gob.NewDecoder(&frame)
@@ -574,7 +562,7 @@ func (l *link) read(conn net.Conn) error {
 		if body, fresh, err = readFrame(in, body, r.system.config.MaxMessage+maxTypes); err != nil {
 			return err
 		}
-		source.limit = r.heartbeats(silence)
+		raw.reads = r.heartbeats(silence) // the peer has had our hello, and has begun
 		switch {
 		case fresh && len(body) == 0:
 			return io.EOF
@@ -665,6 +653,7 @@ func (m undecodable) concerns(w *watch) error {
 // are told once more when it must have noticed.
 func (l *link) end(err error) {
 	r, s := l.remote, l.remote.system
+	err = fmt.Errorf("%w: %w", ErrUnreachable, plainly(err))
 	ways := l.reached()
 	if host, way := r.abandon(l); way != nil {
 		if letters := way.outbox.discard(err); letters > 0 {
@@ -732,32 +721,32 @@ func (r *remote) fire(ways []*route, why func(*watch) error) {
 	}
 }
 
-// dialled says whether it was us who dialled, before the link is open.
-func (l *link) dialled() bool { return l.host != "" }
-
-// shake introduces both sides to each other, the dialler first, so that the
-// other can say why it refuses.
-func (l *link) shake(conn net.Conn) (theirs hello, err error) {
-	r := l.remote
-	if l.dialled() {
-		if err := r.greet(conn, ""); err != nil {
-			return theirs, err
-		}
-		return r.meet(conn)
+// handshake introduces both sides to each other, the dialler first, so that the
+// other can say why it refuses. It has a limit as a whole, and ends when close
+// begins, which does not wait for those who may never answer.
+func (r *remote) handshake(conn net.Conn, dialled string, fail func(error)) (theirs hello, err error) {
+	defer time.AfterFunc(r.heartbeats(patience), func() { fail(os.ErrDeadlineExceeded) }).Stop()
+	defer context.AfterFunc(r.closing, func() { fail(ErrClosed) })()
+	if dialled == "" {
+		theirs, err = r.meet(conn)
+		return theirs, cmp.Or(err, r.greet(conn, err))
 	}
-	if theirs, err = r.meet(conn); err != nil {
-		r.greet(conn, strings.TrimPrefix(brief(err), errRefused.Error()+": "))
-		return theirs, err
+	if err = r.greet(conn, nil); err == nil {
+		theirs, err = r.meet(conn)
 	}
-	return theirs, r.greet(conn, "")
+	return theirs, err
 }
 
 // greet says who we are, or why we do not talk to the peer.
-func (r *remote) greet(conn net.Conn, refused string) error {
+func (r *remote) greet(conn net.Conn, refusal error) error {
+	cfg := r.system.config
+	ours := hello{protocolVersion, cfg.Name, r.system.host, cfg.Heartbeat, cfg.MaxMessage, ""}
+	if refusal != nil {
+		ours.Refused = strings.TrimPrefix(brief(refusal), errRefused.Error()+": ")
+	}
 	var frame bytes.Buffer
 	frame.Write(make([]byte, 4))
-	cfg := r.system.config
-	err := gob.NewEncoder(&frame).Encode(hello{protocolVersion, cfg.Name, r.system.host, cfg.Heartbeat, cfg.MaxMessage, refused})
+	err := gob.NewEncoder(&frame).Encode(ours)
 	if err == nil {
 		binary.BigEndian.PutUint32(frame.Bytes(), uint32(frame.Len()-4)|freshBit)
 		_, err = conn.Write(frame.Bytes())
@@ -796,37 +785,20 @@ func (r *remote) meet(conn net.Conn) (theirs hello, err error) {
 }
 
 // secure adds TLS to a connection, if it is configured.
-func (l *link) secure(conn net.Conn) net.Conn {
-	cfg := l.remote.system.config.TLS
-	switch {
-	case cfg == nil:
+func (r *remote) secure(conn net.Conn, dialled string) net.Conn {
+	if r.system.config.TLS == nil {
 		return conn
-	case !l.dialled():
-		return tls.Server(conn, demanding(cfg, cfg.RootCAs))
 	}
-	cfg = cfg.Clone()
+	cfg := r.system.config.TLS.Clone()
+	if dialled == "" {
+		cfg.ClientAuth = tls.RequireAndVerifyClientCert
+		cfg.ClientCAs = cmp.Or(cfg.ClientCAs, cfg.RootCAs)
+		return tls.Server(conn, cfg)
+	}
 	if cfg.ServerName == "" {
-		cfg.ServerName, _, _ = net.SplitHostPort(l.host)
+		cfg.ServerName, _, _ = net.SplitHostPort(dialled)
 	}
 	return tls.Client(conn, cfg)
-}
-
-// demanding requires a certificate, also of those for whom a callback chooses
-// another configuration.
-func demanding(cfg *tls.Config, authorities *x509.CertPool) *tls.Config {
-	secure := cfg.Clone()
-	secure.ClientAuth = tls.RequireAndVerifyClientCert
-	secure.ClientCAs = cmp.Or(cfg.ClientCAs, authorities)
-	if choose := cfg.GetConfigForClient; choose != nil {
-		secure.GetConfigForClient = func(client *tls.ClientHelloInfo) (*tls.Config, error) {
-			chosen, err := choose(client)
-			if chosen != nil {
-				chosen = demanding(chosen, secure.ClientCAs)
-			}
-			return chosen, err
-		}
-	}
-	return secure
 }
 
 // vouches is nil if a certificate that was verified is valid for a host. An id
@@ -845,7 +817,7 @@ func vouches(state tls.ConnectionState, host string) error {
 
 var (
 	errRefused   = errors.New("refused")
-	errSpeaksTLS = errors.New("the peer speaks TLS")
+	errSpeaksTLS = fmt.Errorf("%w: the peer speaks TLS", errRefused)
 )
 
 // plainly puts into words what went wrong with a connection, and tells the
@@ -855,8 +827,6 @@ func plainly(err error) error {
 	var unverified *tls.CertificateVerificationError
 	var op *net.OpError
 	switch {
-	case errors.Is(err, errSpeaksTLS):
-		return fmt.Errorf("%w: %w", errRefused, errSpeaksTLS)
 	case errors.As(err, &notTLS):
 		return fmt.Errorf("%w: the peer does not speak TLS", errRefused)
 	case errors.As(err, &unverified):
@@ -873,17 +843,22 @@ func plainly(err error) error {
 	return err
 }
 
-// A persistent connection goes on writing, however long that takes, until the
-// peer has taken nothing at all for too long. It is below TLS, which does not go
-// on after a write that was cut short.
-type persistent struct {
+// A steady connection lets a message take as long as it needs, and fails when
+// nothing at all of it has come or gone for too long. It is below TLS, which does
+// not go on after a write that was cut short.
+type steady struct {
 	net.Conn
-	limit time.Duration
+	reads, writes time.Duration
 }
 
-func (c persistent) Write(p []byte) (n int, err error) {
+func (c *steady) Read(p []byte) (int, error) {
+	c.SetReadDeadline(time.Now().Add(c.reads))
+	return c.Conn.Read(p)
+}
+
+func (c *steady) Write(p []byte) (n int, err error) {
 	for n < len(p) {
-		c.SetWriteDeadline(time.Now().Add(c.limit))
+		c.SetWriteDeadline(time.Now().Add(c.writes))
 		more, err := c.Conn.Write(p[n:])
 		n += more
 		if err != nil && (more == 0 || !errors.Is(err, os.ErrDeadlineExceeded)) {
@@ -891,18 +866,6 @@ func (c persistent) Write(p []byte) (n int, err error) {
 		}
 	}
 	return n, nil
-}
-
-// An impatient connection fails when it is silent for too long, also in the
-// middle of a message.
-type impatient struct {
-	net.Conn
-	limit time.Duration
-}
-
-func (c *impatient) Read(p []byte) (int, error) {
-	c.SetReadDeadline(time.Now().Add(c.limit))
-	return c.Conn.Read(p)
 }
 
 // These begin what a peer says that speaks TLS.
