@@ -79,6 +79,12 @@ const (
 	patience        = 10       // heartbeats for dialling, for the handshake and for the first frame behind it
 )
 
+// Frames without a body.
+const (
+	stillHere = "\x00\x00\x00\x00"
+	hangUp    = "\x80\x00\x00\x00"
+)
+
 type (
 	hello struct {
 		Version      int
@@ -133,15 +139,13 @@ func newRemote(s *System, listener net.Listener) *remote {
 func (r *remote) accept() {
 	for r.closing.Err() == nil {
 		conn, err := r.listener.Accept()
-		switch {
-		case err == nil:
-			l := &link{remote: r}
-			r.running.Go(func() { l.end(l.talk(conn, "")) })
-		case r.closing.Err() == nil:
-			// Perhaps out of file descriptors. Others may be closed soon.
-			r.system.config.Logger.Error("casty: accept", "on", r.system.host, "error", err)
+		if err != nil { // perhaps out of file descriptors, and others may be closed soon
+			r.system.warn("accept", "casty: accept", "on", r.system.host, "reason", err)
 			r.rest(r.heartbeats(1))
+			continue
 		}
+		l := &link{remote: r}
+		r.running.Go(func() { l.end(l.talk(conn, "")) })
 	}
 }
 
@@ -182,30 +186,31 @@ func (r *remote) send(to Address, msg any) error {
 // watch asks at once, unless the same is being asked already. If that is lost,
 // it is asked again with the next heartbeat.
 func (r *remote) watch(w *watch) error {
-	question := w.question()
 	r.mu.Lock()
+	defer r.mu.Unlock()
 	way, err := r.route(w.target.Host)
 	if err != nil {
-		r.mu.Unlock()
 		return err
 	}
-	asked := way.watches[question] != nil
-	if !asked {
+	question := w.question()
+	if len(way.watches[question]) == 0 {
 		way.watches[question] = map[*watch]bool{}
-	}
-	way.watches[question][w] = true
-	r.mu.Unlock()
-	if !asked {
 		way.outbox.send(envelope{Message: question})
 	}
+	way.watches[question][w] = true
 	return nil
 }
 
+// forget follows when a watch has fired, or its watcher's context has ended. The
+// last watch takes its question with it.
 func (r *remote) forget(w *watch) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if way := r.routes[w.target.Host]; way != nil {
-		way.forget(w)
+		delete(way.watches[w.question()], w)
+		if len(way.watches[w.question()]) == 0 {
+			delete(way.watches, w.question())
+		}
 	}
 }
 
@@ -221,19 +226,10 @@ type route struct {
 	watches map[watching]map[*watch]bool // of actors there; guarded by remote.mu
 }
 
-// forget drops a watch, and the question with the last that asks it. The caller
-// holds remote.mu.
-func (way *route) forget(w *watch) {
-	question := w.question()
-	delete(way.watches[question], w)
-	if len(way.watches[question]) == 0 {
-		delete(way.watches, question)
-	}
-}
-
 // route returns the route to a host. If there is none it makes one, and begins to
 // dial. The caller holds r.mu.
 func (r *remote) route(host string) (*route, error) {
+	seeds := r.system.config.Seeds
 	switch way := r.routes[host]; {
 	case way != nil:
 		return way, nil
@@ -241,7 +237,7 @@ func (r *remote) route(host string) (*route, error) {
 		return nil, fmt.Errorf("%w: not connected, and nobody can dial it", ErrUnreachable)
 	case r.closing.Err() != nil:
 		return nil, fmt.Errorf("%w: %w", ErrUnreachable, ErrClosed)
-	case !r.seed(host) && r.dials() >= maxDials:
+	case !slices.Contains(seeds, host) && r.dials() >= maxDials+len(seeds):
 		return nil, fmt.Errorf("%w: too many others are being dialled", ErrUnreachable)
 	}
 	l := &link{remote: r}
@@ -253,18 +249,15 @@ func (r *remote) route(host string) (*route, error) {
 	return r.newRoute(host, l), nil
 }
 
-// dials counts the routes that wait for their connection, but for those to seeds.
-// The caller holds r.mu.
+// dials counts the routes that wait for a connection. The caller holds r.mu.
 func (r *remote) dials() (n int) {
-	for host, way := range r.routes {
-		if !way.link.open() && !r.seed(host) {
+	for _, way := range r.routes {
+		if !way.link.open() {
 			n++
 		}
 	}
 	return n
 }
-
-func (r *remote) seed(host string) bool { return slices.Contains(r.system.config.Seeds, host) }
 
 // newRoute makes the route that a link carries. The caller holds r.mu.
 func (r *remote) newRoute(host string, l *link) *route {
@@ -511,9 +504,7 @@ func (l *link) talk(conn net.Conn, dialled string) error {
 	})
 	fail(l.read(secured, raw))
 	writing.Wait() // or it might claim a route that nobody ends
-	err = context.Cause(ctx)
-	r.system.config.Logger.Debug("casty: lost a connection", "to", theirs.Host, "reason", plainly(err))
-	return err
+	return context.Cause(ctx)
 }
 
 // write owns the sending side, until it fails or there is nothing more to send.
@@ -521,8 +512,8 @@ func (l *link) write(ctx context.Context, conn net.Conn, from *outbox) error {
 	heartbeat := time.NewTicker(l.remote.heartbeats(1))
 	defer heartbeat.Stop()
 	var out bytes.Buffer
-	for last := false; !last; {
-		var mark []byte // a frame without a body
+	for mark := ""; mark != hangUp; {
+		mark = ""
 		select {
 		case <-from.wake: // of an empty outbox it is nil, and never ready
 		case <-heartbeat.C:
@@ -531,16 +522,15 @@ func (l *link) write(ctx context.Context, conn net.Conn, from *outbox) error {
 			for _, question := range questions {
 				from.send(envelope{Message: question})
 			}
-			mark = []byte{0, 0, 0, 0} // still here
-			out = bytes.Buffer{}      // the memory that a burst needed is let go
+			mark, out = stillHere, bytes.Buffer{} // the memory that a burst needed is let go
 		case <-l.remote.closing.Done():
-			last, mark = true, []byte{freshBit >> 24, 0, 0, 0} // hang up
+			mark = hangUp
 		case <-ctx.Done():
 		}
 		if ctx.Err() != nil { // do not take what cannot be written
 			return ctx.Err()
 		}
-		from.take(&out, mark)
+		from.take(&out, []byte(mark))
 		if _, err := out.WriteTo(conn); err != nil {
 			return err
 		}
@@ -563,28 +553,32 @@ func (l *link) read(conn net.Conn, raw *steady) error {
 			return err
 		}
 		raw.reads = r.heartbeats(silence) // the peer has had our hello, and has begun
-		switch {
-		case fresh && len(body) == 0:
-			return io.EOF
-		case len(body) == 0:
-			body = nil // the memory that a burst needed is let go
-			continue
-		case fresh:
+		if fresh {
 			dec, doubtful = gob.NewDecoder(&frame), false
 		}
-		frame.Reset(body)
-		if msg, err := decode(dec); err == nil {
-			l.receive(msg)
-		} else {
-			l.reject(msg.To, err, doubtful)
-			doubtful = true
+		switch {
+		case len(body) > 0:
+			frame.Reset(body)
+			msg, err := decode(dec)
+			l.receive(msg, err, doubtful)
+			doubtful = doubtful || err != nil
+		case fresh:
+			return io.EOF
+		default:
+			body = nil // the memory that a burst needed is let go
 		}
 	}
 }
 
-func (l *link) receive(msg envelope) {
+func (l *link) receive(msg envelope, err error, doubtful bool) {
 	r, s := l.remote, l.remote.system
 	from, to := Address{System: s.config.Name, Host: l.called}, s.actor(msg.To)
+	if err != nil {
+		answer := undecodable{msg.To, brief(err), doubtful}
+		r.send(from, answer)
+		s.deadLetter(to, answer, fmt.Errorf("%w; it takes %s", err, cmp.Or(s.takes(to), "nothing: no such actor")))
+		return
+	}
 	switch m := msg.Message.(type) {
 	case watching:
 		if takes := s.takes(s.actor(m.Actor)); takes != m.Takes {
@@ -608,16 +602,6 @@ func (l *link) receive(msg envelope) {
 	}
 }
 
-// reject is about a message that could not be decoded: a dead letter, of which
-// the sender is told.
-func (l *link) reject(actor string, err error, doubtful bool) {
-	s := l.remote.system
-	to := s.actor(actor)
-	answer := undecodable{actor, brief(err), doubtful}
-	s.deadLetter(to, answer, fmt.Errorf("%w; it takes %s", err, cmp.Or(s.takes(to), "nothing: no such actor")))
-	l.remote.send(Address{Host: l.called}, answer)
-}
-
 // actor is the address of the actor of this process that has a path.
 func (s *System) actor(path string) Address {
 	name, incarnation, _ := strings.Cut(path, "#")
@@ -626,18 +610,17 @@ func (s *System) actor(path string) Address {
 
 // concerns is the reason that the message is for a watch to end, if any.
 func (m mistaken) concerns(w *watch) error {
-	question := w.question()
-	if question.Actor != m.Actor || question.Takes == m.Takes {
+	if w.target.path() != m.Actor || w.takes == m.Takes {
 		return nil
 	}
-	return mismatch(m.Takes, question.Takes)
+	return mismatch(m.Takes, w.takes)
 }
 
 // concerns is the reason that the message is for a watch to end, if any: who
 // watches an actor that cannot be told something probably waits for an answer.
 func (m undecodable) concerns(w *watch) error {
 	switch {
-	case w.question().Actor != m.Actor:
+	case w.target.path() != m.Actor:
 		return nil
 	case m.Doubtful:
 		return fmt.Errorf("%w: a message to it was lost", ErrUnreachable)
@@ -654,6 +637,7 @@ func (m undecodable) concerns(w *watch) error {
 func (l *link) end(err error) {
 	r, s := l.remote, l.remote.system
 	err = fmt.Errorf("%w: %w", ErrUnreachable, plainly(err))
+	s.config.Logger.Debug("casty: no connection", "to", cmp.Or(l.called, l.host), "reason", err)
 	ways := l.reached()
 	if host, way := r.abandon(l); way != nil {
 		if letters := way.outbox.discard(err); letters > 0 {
@@ -710,7 +694,7 @@ func (r *remote) fire(ways []*route, why func(*watch) error) {
 			for w := range watches {
 				if err := why(w); err != nil {
 					fired[w] = err
-					way.forget(w) // so that it is fired once
+					delete(watches, w) // so that it is fired once; remote.forget follows
 				}
 			}
 		}
@@ -744,13 +728,12 @@ func (r *remote) greet(conn net.Conn, refusal error) error {
 	if refusal != nil {
 		ours.Refused = strings.TrimPrefix(brief(refusal), errRefused.Error()+": ")
 	}
-	var frame bytes.Buffer
-	frame.Write(make([]byte, 4))
-	err := gob.NewEncoder(&frame).Encode(ours)
-	if err == nil {
-		binary.BigEndian.PutUint32(frame.Bytes(), uint32(frame.Len()-4)|freshBit)
-		_, err = conn.Write(frame.Bytes())
+	var body bytes.Buffer
+	if err := gob.NewEncoder(&body).Encode(ours); err != nil {
+		return err
 	}
+	header := binary.BigEndian.AppendUint32(nil, freshBit|uint32(body.Len()))
+	_, err := conn.Write(append(header, body.Bytes()...))
 	return err
 }
 
