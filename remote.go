@@ -141,7 +141,7 @@ func (r *remote) accept() {
 		conn, err := r.listener.Accept()
 		if err != nil { // perhaps out of file descriptors, and others may be closed soon
 			r.system.warn("accept", "casty: accept", "on", r.system.host, "reason", err)
-			r.rest(r.heartbeats(1))
+			r.pause()
 			continue
 		}
 		l := &link{remote: r}
@@ -165,13 +165,8 @@ func (r *remote) heartbeats(n int) time.Duration {
 	return time.Duration(n) * r.system.config.Heartbeat
 }
 
-// rest returns after a while, or when close begins.
-func (r *remote) rest(d time.Duration) {
-	select {
-	case <-time.After(d):
-	case <-r.closing.Done():
-	}
-}
+// pause keeps what may fail at once from being tried again in a tight loop.
+func (r *remote) pause() { time.Sleep(r.heartbeats(1) / 64) }
 
 func (r *remote) send(to Address, msg any) error {
 	r.mu.Lock()
@@ -243,7 +238,7 @@ func (r *remote) route(host string) (*route, error) {
 	l := &link{remote: r}
 	r.running.Go(func() {
 		err := l.dial(host)
-		r.rest(r.heartbeats(1) / 64) // so that one who refuses us is not dialled in a tight loop
+		r.pause() // since who refuses us may be dialled again as soon as the route ends
 		l.end(err)
 	})
 	return r.newRoute(host, l), nil
@@ -497,11 +492,7 @@ func (l *link) talk(conn net.Conn, dialled string) error {
 	})()
 	outbox, _ := l.claim() // before anything is read that may be answered
 	var writing sync.WaitGroup
-	writing.Go(func() {
-		if err := l.write(ctx, secured, outbox); err != nil {
-			fail(err)
-		}
-	})
+	writing.Go(func() { fail(l.write(ctx, secured, outbox)) })
 	fail(l.read(secured, raw))
 	writing.Wait() // or it might claim a route that nobody ends
 	return context.Cause(ctx)
@@ -535,7 +526,8 @@ func (l *link) write(ctx context.Context, conn net.Conn, from *outbox) error {
 			return err
 		}
 	}
-	return nil
+	<-ctx.Done() // the peer hangs up
+	return ctx.Err()
 }
 
 // read owns the receiving side, and never waits for an actor.
@@ -547,16 +539,15 @@ func (l *link) read(conn net.Conn, raw *steady) error {
 	dec := gob.NewDecoder(&frame)
 	doubtful := false // the decoder has failed before, and may lack types
 	for {
-		var fresh bool
-		var err error
-		if body, fresh, err = readFrame(in, body, r.system.config.MaxMessage+maxTypes); err != nil {
+		next, fresh, err := readFrame(in, body, r.system.config.MaxMessage+maxTypes)
+		if err != nil {
 			return err
 		}
 		raw.reads = r.heartbeats(silence) // the peer has had our hello, and has begun
 		if fresh {
 			dec, doubtful = gob.NewDecoder(&frame), false
 		}
-		switch {
+		switch body = next; {
 		case len(body) > 0:
 			frame.Reset(body)
 			msg, err := decode(dec)
@@ -637,39 +628,30 @@ func (m undecodable) concerns(w *watch) error {
 func (l *link) end(err error) {
 	r, s := l.remote, l.remote.system
 	err = fmt.Errorf("%w: %w", ErrUnreachable, plainly(err))
-	s.config.Logger.Debug("casty: no connection", "to", cmp.Or(l.called, l.host), "reason", err)
+	to, letters := l.host, 0
 	ways := l.reached()
-	if host, way := r.abandon(l); way != nil {
-		if letters := way.outbox.discard(err); letters > 0 {
-			s.deadLetters.Add(uint64(letters))
-			s.warn("dead letters: lost", "casty: dead letters", "to", host, "messages", letters, "reason", err)
-		}
-	}
-	r.fire(ways, func(*watch) error { return err })
-	if l.host == "" {
-		return // the peer has never seen this connection
-	}
-	time.AfterFunc(r.heartbeats(silence+1), func() {
-		r.fire(l.reached(), func(w *watch) error {
-			if !w.asks {
-				return nil
-			}
-			return err
-		})
-	})
-}
-
-// abandon removes the route that a link carries, if any.
-func (r *remote) abandon(l *link) (string, *route) {
 	r.mu.Lock()
-	defer r.mu.Unlock()
 	for host, way := range r.routes {
 		if way.link == l {
 			delete(r.routes, host)
-			return host, way
+			to, letters = host, way.outbox.discard(err)
 		}
 	}
-	return "", nil
+	r.mu.Unlock()
+	s.config.Logger.Debug("casty: no connection", "to", to, "reason", err)
+	if letters > 0 {
+		s.deadLetters.Add(uint64(letters))
+		s.warn("dead letters: lost", "casty: dead letters", "to", to, "messages", letters, "reason", err)
+	}
+	r.fire(ways, func(*watch) error { return err })
+	time.AfterFunc(r.heartbeats(silence+1), func() {
+		r.fire(l.reached(), func(w *watch) error {
+			if w.asks {
+				return err
+			}
+			return nil
+		})
+	})
 }
 
 // reached are the routes whose watches a peer may have answered on this link:
