@@ -56,7 +56,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"net"
 	"os"
 	"reflect"
@@ -144,8 +143,9 @@ func (r *remote) accept() {
 			r.pause()
 			continue
 		}
+		peer, _, _ := net.SplitHostPort(conn.RemoteAddr().String()) // the port is another for each connection
 		l := &link{remote: r}
-		r.running.Go(func() { l.end(l.talk(conn, "")) })
+		r.running.Go(func() { l.end(l.talk(conn, peer)) })
 	}
 }
 
@@ -438,19 +438,23 @@ func (l *link) become(host, called string) {
 // peer. If another link carries the route, it returns an outbox in which nothing
 // ever gathers: this link then writes heartbeats only, and claims again at each,
 // in case the other has been lost.
-func (l *link) claim() (*outbox, []watching) {
+func (l *link) claim() *outbox {
 	r := l.remote
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	way := r.routes[l.host]
-	switch {
+	switch way := r.routes[l.host]; {
 	case way == nil:
-		way = r.newRoute(l.host, l)
-	case way.link != l && way.link.open():
-		return &outbox{}, nil
+		return r.newRoute(l.host, l).outbox
+	case way.link == l:
+		for question := range way.watches {
+			way.outbox.send(envelope{Message: question})
+		}
+		return way.outbox
+	case !way.link.open():
+		way.link = l
+		return way.outbox
 	}
-	way.link = l
-	return way.outbox, slices.Collect(maps.Keys(way.watches))
+	return &outbox{}
 }
 
 func (l *link) dial(host string) error {
@@ -467,30 +471,26 @@ func (l *link) dial(host string) error {
 
 // talk owns a connection: it shakes hands, then reads and writes until either
 // fails, and says why.
-func (l *link) talk(conn net.Conn, dialled string) error {
+func (l *link) talk(conn net.Conn, peer string) error {
 	r := l.remote
 	ctx, fail := context.WithCancelCause(context.Background())
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { conn.Close() })() // what ends the writing ends the reading, and the reverse
 	defer fail(nil)
 	raw := &steady{conn, r.heartbeats(patience), r.heartbeats(silence)}
-	secured := r.secure(raw, dialled)
-	theirs, err := r.handshake(secured, dialled, fail)
+	secured := l.secure(raw)
+	theirs, err := l.handshake(secured, fail)
 	if err != nil {
 		fail(err)
 		err = context.Cause(ctx)
-		who := cmp.Or(dialled, conn.RemoteAddr().String())
-		if host, _, err := net.SplitHostPort(who); err == nil && dialled == "" {
-			who = host // the port is another for each connection
-		}
-		r.system.warn("handshake with "+who, "casty: no handshake", "with", who, "reason", plainly(err))
+		r.system.warn("handshake with "+peer, "casty: no handshake", "with", peer, "reason", plainly(err))
 		return err
 	}
-	l.become(cmp.Or(dialled, theirs.Host), theirs.Host)
+	l.become(cmp.Or(l.host, theirs.Host), theirs.Host)
 	defer context.AfterFunc(r.closing, func() {
 		time.AfterFunc(r.heartbeats(silence), func() { fail(ErrClosed) })
 	})()
-	outbox, _ := l.claim() // before anything is read that may be answered
+	outbox := l.claim() // before anything is read that may be answered
 	var writing sync.WaitGroup
 	writing.Go(func() { fail(l.write(ctx, secured, outbox)) })
 	fail(l.read(secured, raw))
@@ -508,11 +508,7 @@ func (l *link) write(ctx context.Context, conn net.Conn, from *outbox) error {
 		select {
 		case <-from.wake: // of an empty outbox it is nil, and never ready
 		case <-heartbeat.C:
-			var questions []watching
-			from, questions = l.claim()
-			for _, question := range questions {
-				from.send(envelope{Message: question})
-			}
+			from = l.claim()
 			mark, out = stillHere, bytes.Buffer{} // the memory that a burst needed is let go
 		case <-l.remote.closing.Done():
 			mark = hangUp
@@ -690,10 +686,11 @@ func (r *remote) fire(ways []*route, why func(*watch) error) {
 // handshake introduces both sides to each other, the dialler first, so that the
 // other can say why it refuses. It has a limit as a whole, and ends when close
 // begins, which does not wait for those who may never answer.
-func (r *remote) handshake(conn net.Conn, dialled string, fail func(error)) (theirs hello, err error) {
+func (l *link) handshake(conn net.Conn, fail func(error)) (theirs hello, err error) {
+	r := l.remote
 	defer time.AfterFunc(r.heartbeats(patience), func() { fail(os.ErrDeadlineExceeded) }).Stop()
 	defer context.AfterFunc(r.closing, func() { fail(ErrClosed) })()
-	if dialled == "" {
+	if l.host == "" {
 		theirs, err = r.meet(conn)
 		return theirs, cmp.Or(err, r.greet(conn, err))
 	}
@@ -750,18 +747,17 @@ func (r *remote) meet(conn net.Conn) (theirs hello, err error) {
 }
 
 // secure adds TLS to a connection, if it is configured.
-func (r *remote) secure(conn net.Conn, dialled string) net.Conn {
-	if r.system.config.TLS == nil {
+func (l *link) secure(conn net.Conn) net.Conn {
+	cfg := l.remote.system.config.TLS.Clone()
+	switch {
+	case cfg == nil:
 		return conn
-	}
-	cfg := r.system.config.TLS.Clone()
-	if dialled == "" {
+	case l.host == "":
 		cfg.ClientAuth = tls.RequireAndVerifyClientCert
 		cfg.ClientCAs = cmp.Or(cfg.ClientCAs, cfg.RootCAs)
 		return tls.Server(conn, cfg)
-	}
-	if cfg.ServerName == "" {
-		cfg.ServerName, _, _ = net.SplitHostPort(dialled)
+	case cfg.ServerName == "":
+		cfg.ServerName, _, _ = net.SplitHostPort(l.host)
 	}
 	return tls.Client(conn, cfg)
 }
