@@ -1,49 +1,72 @@
 package casty
 
-// Processes exchange frames over TCP connections, used both ways. A frame is
-// four bytes of header and a body:
+// A message to an actor of another process goes through these hands:
+//
+//	Tell  →  outbox  →  writer  ══ connection ══  reader  →  mailbox  →  actor
+//
+// Tell encodes the message and appends it to an outbox, which is full at 16 MiB:
+// Tell does not wait, so the message is a dead letter then, and a stream sends it
+// again when there is room. The writer and the reader are the two goroutines of a
+// link. The writer takes all that the outbox holds, and waits for the network only.
+// The reader waits for nobody: a message to a full mailbox is a dead letter. Who
+// owns whom:
+//
+//	remote              the network of a system
+//	  routes, by host   what this process says to a host
+//	    outbox          encoded messages that wait for the writer
+//	    watches         what is asked about the host's actors, again and again
+//	    link            the connection that carries the outbox
+//
+// A connection may lose whatever is written to it, at any time. These rules make
+// that harmless:
+//
+//   - An outbox belongs to the host, not to a connection. Messages gather in it
+//     whether there is a connection or not, and a link carries it once its
+//     handshake is done, whoever has dialled. If both sides dial at once, there
+//     are two links. Each process reads both and writes to the one that was done
+//     first; when that one is lost, the other takes its place within a heartbeat.
+//     So a dial that hangs holds nothing up, and no stranger gets what is said to
+//     a peer whose connection is alive.
+//   - A watch is a question that is asked once per heartbeat. The process that is
+//     asked does not remember who watches its actors, and answers only if the
+//     answer is no, as often as it is asked.
+//   - When a connection is lost over which the peer may have said something, all
+//     watches on the peer's actors get ErrUnreachable. Whoever still wants to know
+//     asks again, over the next connection.
+//
+// # On the wire
+//
+// A connection carries frames both ways. A frame is four bytes of header, and a
+// body of as many bytes as the header says. The header's top bit is a flag:
 //
 //	length n             n bytes of gob: one envelope, and the types that it is the first to use
 //	top bit, length n    the same, for a new gob decoder
 //	length 0             I am still here: once per heartbeat; never answered
 //	top bit, length 0    I have said everything: hang up
 //
-// The first frame each way is a hello; the dialler speaks first. What follows
-// are envelopes, addressed to an actor or, with an empty To, to the process:
+// gob describes a type only once, in the first message of an encoder that uses it.
+// So a connection needs one encoder and one decoder that live as long as it does,
+// or are replaced together: that is what the flag says. Lengths keep the two ends
+// in step: whatever gob makes of a body, the next frame begins behind it.
 //
-//	hello{Version, System, Host, ...}         who I am, what I am called, and what must be the same
-//	hello{Refused}                            I do not talk to you, because
-//	envelope{To, message}                     a message to the actor To
-//	envelope{watching{Actor, Takes}}          is your actor there, and does it take such messages? Asked at first, and once per heartbeat
-//	envelope{mistaken{Actor, Takes}}          no: it takes these or, if Takes is empty, it is not there; a yes is not said
-//	envelope{undecodable{Actor, Reason, ...}} I could not decode your message to that actor; describe your types again
+// The first frame each way is a hello; the dialler speaks first. What follows are
+// envelopes, addressed to an actor or, with an empty To, to the process itself:
 //
-// A connection may lose whatever is written to it, and nothing relies on more:
+//	hello{Version, System, Host, ...}           who I am, what I am called, and what must be the same
+//	hello{Refused}                              I do not talk to you, because
+//	envelope{To, message}                       a message to the actor To
+//	envelope{"", watching{Actor, Takes}}        is your actor there, and does it take such messages?
+//	envelope{"", mistaken{Actor, Takes}}        no: it takes these or, if Takes is empty, it is not there
+//	envelope{"", undecodable{Actor, Reason}}    I cannot decode your message to my actor
 //
-//   - Messages to a host wait in one outbox, whether there is a connection or not.
-//     A process writes an outbox to one connection only: the first, dialled or
-//     accepted, whose handshake is done. If both sides dial at once there are two
-//     connections. Each process reads both, and writes to the second only once
-//     the first is lost, within a heartbeat. So a dial that hangs holds nothing
-//     up, and a connection that is alive is never replaced by one that claims the
-//     same peer.
-//   - A process does not remember who watches its actors. Whoever does asks again
-//     once per heartbeat, and is told no as often.
-//   - When a connection is lost over which the peer may have said something, all
-//     watches on the peer's actors get ErrUnreachable. The peer may go on using
-//     the connection until it falls silent there, too: whoever waits for a reply
-//     then gets ErrUnreachable again.
-//
-// gob describes a type once per encoder, so an outbox has one encoder, as long as
-// its connection lives. The frames keep the two ends in step: whatever gob makes
-// of a body, the next frame is where it should be.
+// # Who can be trusted
 //
 // Without TLS anyone who can connect can claim any address. As long as the real
 // peer is connected, what is sent to it still goes to it alone, but what others
 // say in its name is believed. A process that only dials is called by a random
-// id, which cannot be guessed. With TLS, a peer's certificate must be valid for the address
-// that it claims. Neither defends against a peer that is let in and means harm:
-// gob is not hardened against hostile input beyond the limits set here.
+// id, which cannot be guessed. With TLS, a peer's certificate must be valid for the
+// address that it claims. Neither defends against a peer that is let in and means
+// harm: gob is not hardened against hostile input beyond the limits set here.
 
 import (
 	"bufio"
@@ -67,20 +90,17 @@ import (
 
 const (
 	protocolVersion = 2
-	freshBit        = 1 << 31  // in a frame's header: start a new decoder
 	maxHello        = 4 << 10  // bytes of a hello
 	maxTypes        = 64 << 10 // bytes that describe a message's types; not in MaxMessage, as they depend on what was sent before
 	maxQueued       = 16 << 20 // bytes that may gather for a host
 	maxBulk         = 1 << 20  // the same, for all but the first run of each stream: a connection is busy, and nobody waits long
 	minShare        = 64 << 10 // bytes of maxBulk that one run may take, however many streams share it
-	maxDials        = 64       // under way at once, not counting those to seeds
+	maxDials        = 64       // under way at once, besides those to seeds
 	silence         = 3        // heartbeats without a byte, in or out, before a connection is given up
 	patience        = 10       // heartbeats for dialling, for the handshake and for the first frame behind it
-)
 
-// Frames without a body.
-const (
-	stillHere = "\x00\x00\x00\x00"
+	freshBit  = 1 << 31            // in a frame's header: for a new decoder
+	stillHere = "\x00\x00\x00\x00" // the two frames without a body
 	hangUp    = "\x80\x00\x00\x00"
 )
 
@@ -100,16 +120,11 @@ type (
 	mistaken    struct{ Actor, Takes string }
 	undecodable struct {
 		Actor, Reason string
-		Doubtful      bool // an earlier message could not be decoded either, and may have described types that this one needs
+		Doubtful      bool // the reason may be an earlier message, which could not be decoded either: see read
 	}
 )
 
-// gossip is what processes say of themselves. It counts only if it comes from
-// the process that it is about.
-type gossip interface{ from() string }
-
-// bulk is a message that its sender keeps, and could make smaller.
-type bulk interface{ count() int }
+// ---- The network, and its routes.
 
 // A remote is a system's network.
 type remote struct {
@@ -117,7 +132,7 @@ type remote struct {
 	listener net.Listener    // nil for a client
 	running  sync.WaitGroup  // the accept loop, and one goroutine for each link
 	closing  context.Context // ends when close begins
-	finish   context.CancelFunc
+	beginClosing context.CancelFunc
 
 	mu     sync.Mutex        // guards routes, and the fields of routes and links that say so
 	routes map[string]*route // by host
@@ -127,32 +142,17 @@ type remote struct {
 func newRemote(s *System, listener net.Listener) *remote {
 	learn(watching{}, mistaken{}, undecodable{})
 	r := &remote{system: s, listener: listener, routes: map[string]*route{}}
-	r.closing, r.finish = context.WithCancel(context.Background())
+	r.closing, r.beginClosing = context.WithCancel(context.Background())
 	if listener != nil {
 		r.running.Go(r.accept)
 	}
 	return r
 }
 
-// accept owns the listener. Only Close ends it.
-func (r *remote) accept() {
-	for r.closing.Err() == nil {
-		conn, err := r.listener.Accept()
-		if err != nil { // perhaps out of file descriptors, and others may be closed soon
-			r.system.warn("accept", "casty: accept", "on", r.system.host, "reason", err)
-			r.pause()
-			continue
-		}
-		peer, _, _ := net.SplitHostPort(conn.RemoteAddr().String()) // the port is another for each connection
-		l := &link{remote: r}
-		r.running.Go(func() { l.end(l.talk(conn, peer)) })
-	}
-}
-
-// close has each link send what is left, and waits for them: three heartbeats at most.
+// close waits until each link has sent what is left: three heartbeats at most.
 func (r *remote) close() error {
 	r.mu.Lock() // so that nobody is about to be dialled
-	r.finish()
+	r.beginClosing()
 	r.mu.Unlock()
 	defer r.running.Wait()
 	if r.listener != nil {
@@ -165,8 +165,51 @@ func (r *remote) heartbeats(n int) time.Duration {
 	return time.Duration(n) * r.system.config.Heartbeat
 }
 
-// pause keeps what may fail at once from being tried again in a tight loop.
-func (r *remote) pause() { time.Sleep(r.heartbeats(1) / 64) }
+// A route is what this process says to a host. It begins with the first message to
+// the host, and has its link dialled then; or with a link that the host has dialled.
+// While its own link is being dialled, another link may take the route over. Once
+// the link is open the two stay together, and the route ends with the link.
+type route struct {
+	outbox  *outbox
+	link    *link                        // guarded by remote.mu
+	watches map[watching]map[*watch]bool // those that ask each question; guarded by remote.mu
+}
+
+// route returns the route to a host. If there is none it makes one, and begins to
+// dial. The caller holds r.mu.
+func (r *remote) route(host string) (*route, error) {
+	seeds := r.system.config.Seeds
+	switch way := r.routes[host]; {
+	case way != nil:
+		return way, nil
+	case !dialable(host):
+		return nil, fmt.Errorf("%w: not connected, and nobody can dial it", ErrUnreachable)
+	case r.closing.Err() != nil:
+		return nil, fmt.Errorf("%w: %w", ErrUnreachable, ErrClosed)
+	case r.dials() >= maxDials+len(seeds) && !slices.Contains(seeds, host):
+		return nil, fmt.Errorf("%w: too many others are being dialled", ErrUnreachable)
+	}
+	l := &link{remote: r}
+	r.running.Go(func() { l.dial(host) })
+	return r.newRoute(host, l), nil
+}
+
+// dials counts the routes whose link is not open yet. The caller holds r.mu.
+func (r *remote) dials() (n int) {
+	for _, way := range r.routes {
+		if !way.link.open() {
+			n++
+		}
+	}
+	return n
+}
+
+// newRoute makes the route that a link carries. The caller holds r.mu.
+func (r *remote) newRoute(host string, l *link) *route {
+	way := &route{link: l, outbox: newOutbox(r.system.config.MaxMessage), watches: map[watching]map[*watch]bool{}}
+	r.routes[host] = way
+	return way
+}
 
 func (r *remote) send(to Address, msg any) error {
 	r.mu.Lock()
@@ -178,8 +221,8 @@ func (r *remote) send(to Address, msg any) error {
 	return way.outbox.send(envelope{to.path(), msg})
 }
 
-// watch asks at once, unless the same is being asked already. If that is lost,
-// it is asked again with the next heartbeat.
+// watch asks at once, unless the same is being asked already. The link asks again
+// with each heartbeat.
 func (r *remote) watch(w *watch) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -196,70 +239,27 @@ func (r *remote) watch(w *watch) error {
 	return nil
 }
 
-// forget follows when a watch has fired, or its watcher's context has ended. The
-// last watch takes its question with it.
+func (w *watch) question() watching { return watching{w.target.path(), w.takes} }
+
+// forget follows when a watch has fired, or is not wanted any more. The last of
+// those that ask a question takes the question with it.
 func (r *remote) forget(w *watch) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if way := r.routes[w.target.Host]; way != nil {
-		delete(way.watches[w.question()], w)
-		if len(way.watches[w.question()]) == 0 {
-			delete(way.watches, w.question())
+		question := w.question()
+		delete(way.watches[question], w)
+		if len(way.watches[question]) == 0 {
+			delete(way.watches, question)
 		}
 	}
 }
 
-func (w *watch) question() watching { return watching{w.target.path(), w.takes} }
+// ---- What waits for the writer.
 
-// A route is what we have to say to a host, and the link that carries it. It
-// begins with the first message to the host, or with a link that the host has
-// opened. Until its link is open, another that opens first may take it over;
-// after that they stay together, and the route ends with the link.
-type route struct {
-	outbox  *outbox
-	link    *link                        // carries the outbox, once it is open; guarded by remote.mu
-	watches map[watching]map[*watch]bool // of actors there; guarded by remote.mu
-}
-
-// route returns the route to a host. If there is none it makes one, and begins to
-// dial. The caller holds r.mu.
-func (r *remote) route(host string) (*route, error) {
-	seeds := r.system.config.Seeds
-	switch way := r.routes[host]; {
-	case way != nil:
-		return way, nil
-	case !dialable(host):
-		return nil, fmt.Errorf("%w: not connected, and nobody can dial it", ErrUnreachable)
-	case r.closing.Err() != nil:
-		return nil, fmt.Errorf("%w: %w", ErrUnreachable, ErrClosed)
-	case !slices.Contains(seeds, host) && r.dials() >= maxDials+len(seeds):
-		return nil, fmt.Errorf("%w: too many others are being dialled", ErrUnreachable)
-	}
-	l := &link{remote: r}
-	r.running.Go(func() {
-		err := l.dial(host)
-		r.pause() // since who refuses us may be dialled again as soon as the route ends
-		l.end(err)
-	})
-	return r.newRoute(host, l), nil
-}
-
-// dials counts the routes that wait for a connection. The caller holds r.mu.
-func (r *remote) dials() (n int) {
-	for _, way := range r.routes {
-		if !way.link.open() {
-			n++
-		}
-	}
-	return n
-}
-
-// newRoute makes the route that a link carries. The caller holds r.mu.
-func (r *remote) newRoute(host string, l *link) *route {
-	way := &route{link: l, outbox: newOutbox(r.system.config.MaxMessage), watches: map[watching]map[*watch]bool{}}
-	r.routes[host] = way
-	return way
-}
+// bulk is a message that its sender keeps, and could make smaller: a stream's run
+// of elements.
+type bulk interface{ count() int }
 
 // An outbox is what gathers for a host. A message is encoded by its sender, who
 // so learns if it cannot be. The link's writer takes all that there is at once:
@@ -415,63 +415,68 @@ func (o *outbox) relearn() {
 	o.enc = nil
 }
 
-// A link is one connection, from before it is dialled until it is lost. Its fields
-// are guarded by remote.mu; its own goroutine, which alone writes them, may read
-// them without.
+// ---- A connection.
+
+// A link is one connection, from before it is dialled until it is lost. What it
+// knows of the peer says how far it has come:
+//
+//   - host and peer are empty: there is no connection yet or, if the peer has
+//     dialled, nobody knows who that is. Nothing can have been said on the link;
+//   - peer alone is empty: we have dialled host, and our hello is under way. The
+//     peer may have read it, and may be using the connection;
+//   - both are known: the handshake is done, and the link is open.
+//
+// The two fields are guarded by remote.mu. The link's reader alone writes them, and
+// may read them without.
 type link struct {
 	remote *remote
-	host   string // of its route: what was dialled or, if the peer has dialled, what it calls itself; empty: it cannot carry anything yet
-	called string // what the peer calls itself; empty: the handshake is not done
+	host   string // whose route it is for: what was dialled or, if the peer has dialled, the same as peer
+	peer   string // what the peer calls itself, which may be another name for host
 }
 
-// open says whether the handshake is done.
-func (l *link) open() bool { return l.called != "" }
+func (l *link) open() bool { return l.peer != "" }
 
-func (l *link) become(host, called string) {
+func (l *link) know(host, peer string) {
 	l.remote.mu.Lock()
 	defer l.remote.mu.Unlock()
-	l.host, l.called = host, called
+	l.host, l.peer = host, peer
 }
 
-// claim makes this link the one that carries its route, unless another open link
-// does. It returns the route's outbox, for this link to write, and what to ask the
-// peer. If another link carries the route, it returns an outbox in which nothing
-// ever gathers: this link then writes heartbeats only, and claims again at each,
-// in case the other has been lost.
-func (l *link) claim() *outbox {
-	r := l.remote
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	switch way := r.routes[l.host]; {
-	case way == nil:
-		return r.newRoute(l.host, l).outbox
-	case way.link == l:
-		for question := range way.watches {
-			way.outbox.send(envelope{Message: question})
+// accept owns the listener. Only Close ends it.
+func (r *remote) accept() {
+	for r.closing.Err() == nil {
+		conn, err := r.listener.Accept()
+		if err != nil { // perhaps out of file descriptors, and others may be closed soon
+			r.system.warn("accept", "casty: accept", "on", r.system.host, "reason", err)
+			r.pause()
+			continue
 		}
-		return way.outbox
-	case !way.link.open():
-		way.link = l
-		return way.outbox
+		from, _, _ := net.SplitHostPort(conn.RemoteAddr().String()) // the port is another for each connection
+		l := &link{remote: r}
+		r.running.Go(func() { l.end(l.talk(conn, from)) })
 	}
-	return &outbox{}
 }
 
-func (l *link) dial(host string) error {
+// dial has the whole life of a link that we dial.
+func (l *link) dial(host string) {
 	r := l.remote
 	ctx, cancel := context.WithTimeout(r.closing, r.heartbeats(patience))
-	defer cancel()
 	conn, err := r.system.config.Dial(ctx, host)
-	if err != nil {
-		return err
+	cancel()
+	if err == nil {
+		l.know(host, "")
+		err = l.talk(conn, host)
 	}
-	l.become(host, "")
-	return l.talk(conn, host)
+	r.pause() // the next message to the host dials again
+	l.end(err)
 }
 
+// pause keeps what fails at once from being tried again in a tight loop.
+func (r *remote) pause() { time.Sleep(r.heartbeats(1) / 64) }
+
 // talk owns a connection: it shakes hands, then reads and writes until either
-// fails, and says why.
-func (l *link) talk(conn net.Conn, peer string) error {
+// fails, and says why. with is for the log: who has been dialled, or has dialled.
+func (l *link) talk(conn net.Conn, with string) error {
 	r := l.remote
 	ctx, fail := context.WithCancelCause(context.Background())
 	defer conn.Close()
@@ -482,15 +487,15 @@ func (l *link) talk(conn net.Conn, peer string) error {
 	theirs, err := l.handshake(secured, fail)
 	if err != nil {
 		fail(err)
-		err = context.Cause(ctx)
-		r.system.warn("handshake with "+peer, "casty: no handshake", "with", peer, "reason", plainly(err))
+		err = context.Cause(ctx) // the first reason counts
+		r.system.warn("handshake with "+with, "casty: no handshake", "with", with, "reason", plainly(err))
 		return err
 	}
-	l.become(cmp.Or(l.host, theirs.Host), theirs.Host)
+	l.know(cmp.Or(l.host, theirs.Host), theirs.Host)
 	defer context.AfterFunc(r.closing, func() {
 		time.AfterFunc(r.heartbeats(silence), func() { fail(ErrClosed) })
 	})()
-	outbox := l.claim() // before anything is read that may be answered
+	outbox := l.claim() // before anything is read that may be answered, or the answer would have the peer dialled
 	var writing sync.WaitGroup
 	writing.Go(func() { fail(l.write(ctx, secured, outbox)) })
 	fail(l.read(secured, raw))
@@ -498,15 +503,100 @@ func (l *link) talk(conn net.Conn, peer string) error {
 	return context.Cause(ctx)
 }
 
-// write owns the sending side, until it fails or there is nothing more to send.
+// handshake introduces both sides to each other, the dialler first, so that the
+// other can say why it refuses. It has a limit as a whole, and fails when close
+// begins, which does not wait for those who may never answer.
+func (l *link) handshake(conn net.Conn, fail func(error)) (theirs hello, err error) {
+	r := l.remote
+	defer time.AfterFunc(r.heartbeats(patience), func() { fail(os.ErrDeadlineExceeded) }).Stop()
+	defer context.AfterFunc(r.closing, func() { fail(ErrClosed) })()
+	if l.host == "" { // the peer has dialled
+		theirs, err = r.meet(conn)
+		return theirs, cmp.Or(err, r.greet(conn, err))
+	}
+	if err = r.greet(conn, nil); err == nil {
+		theirs, err = r.meet(conn)
+	}
+	return theirs, err
+}
+
+// greet says who we are, or why we do not talk to the peer.
+func (r *remote) greet(conn net.Conn, refusal error) error {
+	cfg := r.system.config
+	ours := hello{protocolVersion, cfg.Name, r.system.host, cfg.Heartbeat, cfg.MaxMessage, ""}
+	if refusal != nil {
+		ours.Refused = strings.TrimPrefix(brief(refusal), errRefused.Error()+": ")
+	}
+	var body bytes.Buffer
+	if err := gob.NewEncoder(&body).Encode(ours); err != nil {
+		return err
+	}
+	header := binary.BigEndian.AppendUint32(nil, freshBit|uint32(body.Len()))
+	_, err := conn.Write(append(header, body.Bytes()...))
+	return err
+}
+
+// errRefused means that the peer will never talk to us, as things are.
+var errRefused = errors.New("refused")
+
+// meet reads the peer's hello, and says whether we talk to it.
+func (r *remote) meet(conn net.Conn) (theirs hello, err error) {
+	body, _, err := readFrame(conn, nil, maxHello)
+	if err == nil {
+		err = gob.NewDecoder(bytes.NewReader(body)).Decode(&theirs)
+	}
+	if err != nil {
+		return theirs, fmt.Errorf("no hello: %w", err)
+	}
+	switch cfg := r.system.config; {
+	case theirs.Refused != "":
+		return theirs, fmt.Errorf("%w: the peer says: %s", errRefused, theirs.Refused)
+	case theirs.Version != protocolVersion:
+		return theirs, fmt.Errorf("%w: protocol version %d is not %d", errRefused, theirs.Version, protocolVersion)
+	case theirs.System != cfg.Name:
+		return theirs, fmt.Errorf("%w: system %q is not %q", errRefused, theirs.System, cfg.Name)
+	case theirs.Heartbeat != cfg.Heartbeat:
+		return theirs, fmt.Errorf("%w: a heartbeat of %v is not %v", errRefused, theirs.Heartbeat, cfg.Heartbeat)
+	case theirs.MaxMessage != cfg.MaxMessage:
+		return theirs, fmt.Errorf("%w: a MaxMessage of %d is not %d", errRefused, theirs.MaxMessage, cfg.MaxMessage)
+	}
+	if err := checkHost(theirs.Host); err != nil || r.system.config.TLS == nil {
+		return theirs, err
+	}
+	return theirs, certified(conn.(*tls.Conn).ConnectionState(), theirs.Host)
+}
+
+// claim makes this link the one that carries the route to its host, unless another
+// open link does, and returns the outbox to write from. It is called when the link
+// opens, and with each heartbeat.
+func (l *link) claim() *outbox {
+	r := l.remote
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch way := r.routes[l.host]; {
+	case way == nil: // we have nothing to say yet, or the link that carried it is lost
+		return r.newRoute(l.host, l).outbox
+	case way.link == l: // as before: a heartbeat, which asks again what may not have been heard
+		for question := range way.watches {
+			way.outbox.send(envelope{Message: question})
+		}
+		return way.outbox
+	case !way.link.open(): // messages have gathered for a link that is still being dialled
+		way.link = l
+		return way.outbox
+	}
+	return &outbox{} // always empty: the link writes heartbeats only, as long as the other lives
+}
+
+// write owns the sending side, until it fails or the peer has hung up.
 func (l *link) write(ctx context.Context, conn net.Conn, from *outbox) error {
 	heartbeat := time.NewTicker(l.remote.heartbeats(1))
 	defer heartbeat.Stop()
 	var out bytes.Buffer
 	for mark := ""; mark != hangUp; {
-		mark = ""
+		mark = "" // a frame behind the messages
 		select {
-		case <-from.wake: // of an empty outbox it is nil, and never ready
+		case <-from.wake: // never, if the outbox is always empty
 		case <-heartbeat.C:
 			from = l.claim()
 			mark, out = stillHere, bytes.Buffer{} // the memory that a burst needed is let go
@@ -514,7 +604,7 @@ func (l *link) write(ctx context.Context, conn net.Conn, from *outbox) error {
 			mark = hangUp
 		case <-ctx.Done():
 		}
-		if ctx.Err() != nil { // do not take what cannot be written
+		if ctx.Err() != nil { // what is not taken can still be counted as lost
 			return ctx.Err()
 		}
 		from.take(&out, []byte(mark))
@@ -522,33 +612,39 @@ func (l *link) write(ctx context.Context, conn net.Conn, from *outbox) error {
 			return err
 		}
 	}
-	<-ctx.Done() // the peer hangs up
+	<-ctx.Done()
 	return ctx.Err()
 }
 
-// read owns the receiving side, and never waits for an actor.
+// read owns the receiving side, and never waits for an actor. A message that it
+// cannot decode may be the one that describes a type. Then the decoder lacks that
+// type, and will fail at messages that are as they should be: a doubtful decoder
+// says so, until the sender begins a new encoder.
 func (l *link) read(conn net.Conn, raw *steady) error {
 	r := l.remote
 	in := bufio.NewReader(conn)
 	var frame bytes.Reader
 	var body []byte
 	dec := gob.NewDecoder(&frame)
-	doubtful := false // the decoder has failed before, and may lack types
+	doubtful := false
 	for {
 		next, fresh, err := readFrame(in, body, r.system.config.MaxMessage+maxTypes)
 		if err != nil {
 			return err
 		}
-		raw.reads = r.heartbeats(silence) // the peer has had our hello, and has begun
+		raw.reads = r.heartbeats(silence) // the peer has our hello, and is there
 		if fresh {
 			dec, doubtful = gob.NewDecoder(&frame), false
 		}
 		switch body = next; {
 		case len(body) > 0:
 			frame.Reset(body)
-			msg, err := decode(dec)
-			l.receive(msg, err, doubtful)
-			doubtful = doubtful || err != nil
+			if msg, err := decode(dec); err == nil {
+				l.receive(msg)
+			} else {
+				l.reject(msg.To, err, doubtful)
+				doubtful = true
+			}
 		case fresh:
 			return io.EOF
 		default:
@@ -557,15 +653,13 @@ func (l *link) read(conn net.Conn, raw *steady) error {
 	}
 }
 
-func (l *link) receive(msg envelope, err error, doubtful bool) {
+// gossip is what processes say of themselves. It counts only if it comes from
+// the process that it is about.
+type gossip interface{ from() string }
+
+func (l *link) receive(msg envelope) {
 	r, s := l.remote, l.remote.system
-	from, to := Address{System: s.config.Name, Host: l.called}, s.actor(msg.To)
-	if err != nil {
-		answer := undecodable{msg.To, brief(err), doubtful}
-		r.send(from, answer)
-		s.deadLetter(to, answer, fmt.Errorf("%w; it takes %s", err, cmp.Or(s.takes(to), "nothing: no such actor")))
-		return
-	}
+	from, to := Address{System: s.config.Name, Host: l.peer}, s.actor(msg.To)
 	switch m := msg.Message.(type) {
 	case watching:
 		if takes := s.takes(s.actor(m.Actor)); takes != m.Takes {
@@ -579,7 +673,7 @@ func (l *link) receive(msg envelope, err error, doubtful bool) {
 		}
 		r.fire(l.reached(), m.concerns)
 	case gossip:
-		if m.from() == l.called {
+		if m.from() == l.peer {
 			s.deliver(from, to, m) // or it is said again
 		}
 	default:
@@ -589,13 +683,25 @@ func (l *link) receive(msg envelope, err error, doubtful bool) {
 	}
 }
 
+// reject is about a message that could not be decoded, so that nobody can tell
+// what it was: a dead letter, of which the sender is told.
+func (l *link) reject(actor string, err error, doubtful bool) {
+	s := l.remote.system
+	to, answer := s.actor(actor), undecodable{actor, brief(err), doubtful}
+	s.deadLetter(to, answer, fmt.Errorf("%w; it takes %s", err, cmp.Or(s.takes(to), "nothing: no such actor")))
+	l.remote.send(Address{Host: l.peer}, answer)
+}
+
 // actor is the address of the actor of this process that has a path.
 func (s *System) actor(path string) Address {
 	name, incarnation, _ := strings.Cut(path, "#")
 	return Address{s.config.Name, s.host, name, incarnation}
 }
 
-// concerns is the reason that the message is for a watch to end, if any.
+// ---- What ends a watch: an answer, or a lost connection.
+
+// concerns is why the answer ends a watch: its actor is gone, or takes messages of
+// another type. Others may watch the same actor, and be right about the type.
 func (m mistaken) concerns(w *watch) error {
 	if w.target.path() != m.Actor || w.takes == m.Takes {
 		return nil
@@ -603,24 +709,57 @@ func (m mistaken) concerns(w *watch) error {
 	return mismatch(m.Takes, w.takes)
 }
 
-// concerns is the reason that the message is for a watch to end, if any: who
-// watches an actor that cannot be told something probably waits for an answer.
+// concerns is why the message ends a watch: who watches an actor that cannot be
+// told something probably waits for an answer.
 func (m undecodable) concerns(w *watch) error {
 	switch {
 	case w.target.path() != m.Actor:
 		return nil
-	case m.Doubtful:
+	case m.Doubtful: // to say it again, with a new encoder, may help
 		return fmt.Errorf("%w: a message to it was lost", ErrUnreachable)
 	}
 	return fmt.Errorf("%w: the other end cannot decode it: %s", ErrUnsendable, m.Reason)
 }
 
-// end follows a lost connection, or one that never came about. Those who watch
-// the process at the other end get ErrUnreachable. If the link carried a route, the
-// route goes with it: what had not been taken for writing, and is not said again,
-// is counted as dead letters. The peer may notice the loss later than we do, and
-// write replies to the dead connection until then. So those who wait for a reply
-// are told once more when it must have noticed.
+// reached are the routes to which a peer may have answered on this link. A process
+// has several if it is called localhost:1 by one ref, and 127.0.0.1:1 by itself.
+func (l *link) reached() (ways []*route) {
+	l.remote.mu.Lock()
+	defer l.remote.mu.Unlock()
+	for host, way := range l.remote.routes {
+		if way.link == l || host == l.host || way.link.open() && way.link.peer == l.peer {
+			ways = append(ways, way)
+		}
+	}
+	return ways
+}
+
+// fire ends the watches that have a reason to.
+func (r *remote) fire(ways []*route, why func(*watch) error) {
+	fired := map[*watch]error{}
+	r.mu.Lock()
+	for _, way := range ways {
+		for _, watches := range way.watches {
+			for w := range watches {
+				if err := why(w); err != nil {
+					fired[w] = err
+					delete(watches, w) // so that it is fired once; forget follows
+				}
+			}
+		}
+	}
+	r.mu.Unlock()
+	for w, err := range fired {
+		w.fire(err)
+	}
+}
+
+// end follows a lost connection, or one that never came about. The route that the
+// link carries ends with it: messages that still wait in the outbox, and that
+// nobody says again, are counted as dead letters. The peer may notice the loss
+// later than we do, and write to the dead connection until then. For a question
+// that is no loss, since it is asked again. A reply is said only once: those who
+// wait for one are told again when the peer must have noticed.
 func (l *link) end(err error) {
 	r, s := l.remote, l.remote.system
 	err = fmt.Errorf("%w: %w", ErrUnreachable, plainly(err))
@@ -650,101 +789,7 @@ func (l *link) end(err error) {
 	})
 }
 
-// reached are the routes whose watches a peer may have answered on this link:
-// several, if the peer was dialled as localhost:1 and calls itself 127.0.0.1:1.
-func (l *link) reached() (ways []*route) {
-	l.remote.mu.Lock()
-	defer l.remote.mu.Unlock()
-	for host, way := range l.remote.routes {
-		if way.link == l || host == l.host || way.link.open() && way.link.called == l.called {
-			ways = append(ways, way)
-		}
-	}
-	return ways
-}
-
-// fire ends the watches that have a reason to.
-func (r *remote) fire(ways []*route, why func(*watch) error) {
-	fired := map[*watch]error{}
-	r.mu.Lock()
-	for _, way := range ways {
-		for _, watches := range way.watches {
-			for w := range watches {
-				if err := why(w); err != nil {
-					fired[w] = err
-					delete(watches, w) // so that it is fired once; remote.forget follows
-				}
-			}
-		}
-	}
-	r.mu.Unlock()
-	for w, err := range fired {
-		w.fire(err)
-	}
-}
-
-// handshake introduces both sides to each other, the dialler first, so that the
-// other can say why it refuses. It has a limit as a whole, and ends when close
-// begins, which does not wait for those who may never answer.
-func (l *link) handshake(conn net.Conn, fail func(error)) (theirs hello, err error) {
-	r := l.remote
-	defer time.AfterFunc(r.heartbeats(patience), func() { fail(os.ErrDeadlineExceeded) }).Stop()
-	defer context.AfterFunc(r.closing, func() { fail(ErrClosed) })()
-	if l.host == "" {
-		theirs, err = r.meet(conn)
-		return theirs, cmp.Or(err, r.greet(conn, err))
-	}
-	if err = r.greet(conn, nil); err == nil {
-		theirs, err = r.meet(conn)
-	}
-	return theirs, err
-}
-
-// greet says who we are, or why we do not talk to the peer.
-func (r *remote) greet(conn net.Conn, refusal error) error {
-	cfg := r.system.config
-	ours := hello{protocolVersion, cfg.Name, r.system.host, cfg.Heartbeat, cfg.MaxMessage, ""}
-	if refusal != nil {
-		ours.Refused = strings.TrimPrefix(brief(refusal), errRefused.Error()+": ")
-	}
-	var body bytes.Buffer
-	if err := gob.NewEncoder(&body).Encode(ours); err != nil {
-		return err
-	}
-	header := binary.BigEndian.AppendUint32(nil, freshBit|uint32(body.Len()))
-	_, err := conn.Write(append(header, body.Bytes()...))
-	return err
-}
-
-// meet reads the peer's hello, and says whether we talk to it.
-func (r *remote) meet(conn net.Conn) (theirs hello, err error) {
-	body, _, err := readFrame(conn, nil, maxHello)
-	if err == nil {
-		err = gob.NewDecoder(bytes.NewReader(body)).Decode(&theirs)
-	}
-	if err != nil {
-		return theirs, fmt.Errorf("no hello: %w", err)
-	}
-	switch cfg := r.system.config; {
-	case theirs.Refused != "":
-		return theirs, fmt.Errorf("%w: the peer says: %s", errRefused, theirs.Refused)
-	case theirs.Version != protocolVersion:
-		return theirs, fmt.Errorf("%w: protocol version %d is not %d", errRefused, theirs.Version, protocolVersion)
-	case theirs.System != cfg.Name:
-		return theirs, fmt.Errorf("%w: system %q is not %q", errRefused, theirs.System, cfg.Name)
-	case theirs.Heartbeat != cfg.Heartbeat:
-		return theirs, fmt.Errorf("%w: a heartbeat of %v is not %v", errRefused, theirs.Heartbeat, cfg.Heartbeat)
-	case theirs.MaxMessage != cfg.MaxMessage:
-		return theirs, fmt.Errorf("%w: a MaxMessage of %d is not %d", errRefused, theirs.MaxMessage, cfg.MaxMessage)
-	}
-	if err := checkHost(theirs.Host); err != nil {
-		return theirs, err
-	}
-	if r.system.config.TLS != nil {
-		return theirs, vouches(conn.(*tls.Conn).ConnectionState(), theirs.Host)
-	}
-	return theirs, nil
-}
+// ---- What connections are made of.
 
 // secure adds TLS to a connection, if it is configured.
 func (l *link) secure(conn net.Conn) net.Conn {
@@ -752,7 +797,7 @@ func (l *link) secure(conn net.Conn) net.Conn {
 	switch {
 	case cfg == nil:
 		return conn
-	case l.host == "":
+	case l.host == "": // the peer has dialled
 		cfg.ClientAuth = tls.RequireAndVerifyClientCert
 		cfg.ClientCAs = cmp.Or(cfg.ClientCAs, cfg.RootCAs)
 		return tls.Server(conn, cfg)
@@ -762,9 +807,10 @@ func (l *link) secure(conn net.Conn) net.Conn {
 	return tls.Client(conn, cfg)
 }
 
-// vouches is nil if a certificate that was verified is valid for a host. An id
-// is anybody's.
-func vouches(state tls.ConnectionState, host string) error {
+// certified is nil if a certificate that was verified is valid for a host. It looks
+// at what was verified, since a callback in the configuration may have demanded
+// less. An id is anybody's.
+func certified(state tls.ConnectionState, host string) error {
 	if len(state.VerifiedChains) == 0 {
 		return fmt.Errorf("%w: no certificate was verified", errRefused)
 	}
@@ -775,11 +821,6 @@ func vouches(state tls.ConnectionState, host string) error {
 	}
 	return nil
 }
-
-var (
-	errRefused   = errors.New("refused")
-	errSpeaksTLS = fmt.Errorf("%w: the peer speaks TLS", errRefused)
-)
 
 // plainly puts into words what went wrong with a connection, and tells the
 // peers that will never talk to us from those that might.
@@ -809,7 +850,7 @@ func plainly(err error) error {
 // not go on after a write that was cut short.
 type steady struct {
 	net.Conn
-	reads, writes time.Duration
+	reads, writes time.Duration // how long is too long
 }
 
 func (c *steady) Read(p []byte) (int, error) {
@@ -829,12 +870,6 @@ func (c *steady) Write(p []byte) (n int, err error) {
 	return n, nil
 }
 
-// These begin what a peer says that speaks TLS.
-const (
-	tlsAlert     = 0x15
-	tlsHandshake = 0x16
-)
-
 // readFrame reads the next frame, into body if it fits there.
 func readFrame(in io.Reader, body []byte, limit int) (_ []byte, fresh bool, err error) {
 	var header [4]byte
@@ -846,8 +881,8 @@ func readFrame(in io.Reader, body []byte, limit int) (_ []byte, fresh bool, err 
 	size &^= freshBit
 	switch {
 	case int64(size) <= int64(limit):
-	case header[0] == tlsHandshake || header[0] == tlsAlert:
-		return nil, false, errSpeaksTLS
+	case header[0] == 0x16 || header[0] == 0x15: // how TLS begins a handshake, or an alert
+		return nil, false, fmt.Errorf("%w: the peer speaks TLS", errRefused)
 	default:
 		return nil, false, fmt.Errorf("it begins with %q: a message of %d bytes is larger than the limit, %d", header, size, limit)
 	}
