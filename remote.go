@@ -79,6 +79,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"os"
 	"reflect"
@@ -93,7 +94,7 @@ const (
 	maxHello        = 4 << 10  // bytes of a hello
 	maxTypes        = 64 << 10 // bytes that describe a message's types; not in MaxMessage, as they depend on what was sent before
 	maxQueued       = 16 << 20 // bytes that may gather for a host
-	maxBulk         = 1 << 20  // the same, for all but the first run of each stream: a connection is busy, and nobody waits long
+	maxBulk         = 1 << 20  // the same, before a second run of one stream: it keeps a connection busy, and nobody waits long
 	minShare        = 64 << 10 // bytes of maxBulk that one run may take, however many streams share it
 	maxDials        = 64       // under way at once, besides those to seeds
 	silence         = 3        // heartbeats without a byte, in or out, before a connection is given up
@@ -128,10 +129,10 @@ type (
 
 // A remote is a system's network.
 type remote struct {
-	system   *System
-	listener net.Listener    // nil for a client
-	running  sync.WaitGroup  // the accept loop, and one goroutine for each link
-	closing  context.Context // ends when close begins
+	system       *System
+	listener     net.Listener    // nil for a client
+	running      sync.WaitGroup  // the accept loop, and one goroutine for each link
+	closing      context.Context // ends when close begins
 	beginClosing context.CancelFunc
 
 	mu     sync.Mutex        // guards routes, and the fields of routes and links that say so
@@ -166,9 +167,10 @@ func (r *remote) heartbeats(n int) time.Duration {
 }
 
 // A route is what this process says to a host. It begins with the first message to
-// the host, and has its link dialled then; or with a link that the host has dialled.
+// the host, for which a link is dialled, or with a link that the host has dialled.
 // While its own link is being dialled, another link may take the route over. Once
-// the link is open the two stay together, and the route ends with the link.
+// its link is open, the route ends with it: what is encoded for one connection
+// relies on the types that were described there, and means nothing on another.
 type route struct {
 	outbox  *outbox
 	link    *link                        // guarded by remote.mu
@@ -241,25 +243,26 @@ func (r *remote) watch(w *watch) error {
 
 func (w *watch) question() watching { return watching{w.target.path(), w.takes} }
 
-// forget follows when a watch has fired, or is not wanted any more. The last of
-// those that ask a question takes the question with it.
+// forget leaves the question to the next heartbeat, which drops it if nobody asks.
 func (r *remote) forget(w *watch) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if way := r.routes[w.target.Host]; way != nil {
-		question := w.question()
-		delete(way.watches[question], w)
-		if len(way.watches[question]) == 0 {
-			delete(way.watches, question)
-		}
+		delete(way.watches[w.question()], w)
 	}
 }
 
 // ---- What waits for the writer.
 
-// bulk is a message that its sender keeps, and could make smaller: a stream's run
-// of elements.
-type bulk interface{ count() int }
+// Two kinds of messages wait on other terms than what users send.
+type (
+	// bulk is what its sender keeps, and could make smaller: a stream's run of
+	// elements.
+	bulk interface{ count() int }
+	// gossip is what processes say of themselves. It counts only if it comes from
+	// the process that it is about.
+	gossip interface{ from() string }
+)
 
 // An outbox is what gathers for a host. A message is encoded by its sender, who
 // so learns if it cannot be. The link's writer takes all that there is at once:
@@ -272,8 +275,8 @@ type outbox struct {
 	out     bytes.Buffer
 	enc     *gob.Encoder          // nil: the next message starts a new one
 	learnt  map[reflect.Type]bool // types of messages that gob knows
-	letters int                   // messages in out that nobody says again
-	aboard  map[string]bool       // actors with bulk in out
+	letters int                   // messages in out that nobody says again: dead letters, if out is lost
+	aboard  map[string]bool       // actors that bulk in out is for
 	room    chan struct{}         // closed when out is taken; nil: nobody waits for that
 	err     error                 // why nothing more is taken
 }
@@ -492,7 +495,7 @@ func (l *link) talk(conn net.Conn, with string) error {
 		return err
 	}
 	l.know(cmp.Or(l.host, theirs.Host), theirs.Host)
-	defer context.AfterFunc(r.closing, func() {
+	defer context.AfterFunc(r.closing, func() { // what is left is sent, but not for ever
 		time.AfterFunc(r.heartbeats(silence), func() { fail(ErrClosed) })
 	})()
 	outbox := l.claim() // before anything is read that may be answered, or the answer would have the peer dialled
@@ -577,6 +580,7 @@ func (l *link) claim() *outbox {
 	case way == nil: // we have nothing to say yet, or the link that carried it is lost
 		return r.newRoute(l.host, l).outbox
 	case way.link == l: // as before: a heartbeat, which asks again what may not have been heard
+		maps.DeleteFunc(way.watches, func(_ watching, watches map[*watch]bool) bool { return len(watches) == 0 })
 		for question := range way.watches {
 			way.outbox.send(envelope{Message: question})
 		}
@@ -653,10 +657,6 @@ func (l *link) read(conn net.Conn, raw *steady) error {
 	}
 }
 
-// gossip is what processes say of themselves. It counts only if it comes from
-// the process that it is about.
-type gossip interface{ from() string }
-
 func (l *link) receive(msg envelope) {
 	r, s := l.remote, l.remote.system
 	from, to := Address{System: s.config.Name, Host: l.peer}, s.actor(msg.To)
@@ -721,8 +721,13 @@ func (m undecodable) concerns(w *watch) error {
 	return fmt.Errorf("%w: the other end cannot decode it: %s", ErrUnsendable, m.Reason)
 }
 
-// reached are the routes to which a peer may have answered on this link. A process
-// has several if it is called localhost:1 by one ref, and 127.0.0.1:1 by itself.
+// reached are the routes to whose questions the peer may have answered on this link,
+// or to whose messages it may have replied. They need not be carried by it:
+//
+//   - the peer writes to a link of its choice, which may be one whose handshake it
+//     has done and we have not. Such a link knows only its host;
+//   - there are several routes to a process that is called localhost:1 by one ref,
+//     and 127.0.0.1:1 by itself.
 func (l *link) reached() (ways []*route) {
 	l.remote.mu.Lock()
 	defer l.remote.mu.Unlock()
@@ -743,7 +748,7 @@ func (r *remote) fire(ways []*route, why func(*watch) error) {
 			for w := range watches {
 				if err := why(w); err != nil {
 					fired[w] = err
-					delete(watches, w) // so that it is fired once; forget follows
+					delete(watches, w) // so that it is fired once
 				}
 			}
 		}
@@ -859,15 +864,15 @@ func (c *steady) Read(p []byte) (int, error) {
 }
 
 func (c *steady) Write(p []byte) (n int, err error) {
-	for n < len(p) {
+	for n < len(p) && err == nil {
 		c.SetWriteDeadline(time.Now().Add(c.writes))
-		more, err := c.Conn.Write(p[n:])
-		n += more
-		if err != nil && (more == 0 || !errors.Is(err, os.ErrDeadlineExceeded)) {
-			return n, err
+		var taken int
+		if taken, err = c.Conn.Write(p[n:]); taken > 0 && errors.Is(err, os.ErrDeadlineExceeded) {
+			err = nil // the peer reads slowly
 		}
+		n += taken
 	}
-	return n, nil
+	return n, err
 }
 
 // readFrame reads the next frame, into body if it fits there.
