@@ -754,6 +754,241 @@ func Example() {
 	// 2 <nil>
 }
 
+// A node needs the address of another that is there, or will be.
+func ExampleStartNode() {
+	first, err := casty.StartNode(casty.Config{Address: "127.0.0.1:0"}) // port 0 picks a free one
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer first.Close()
+	second, err := casty.StartNode(casty.Config{Seeds: []string{first.Address()}})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer second.Close()
+	err = casty.WaitForMembers(context.Background(), second, 2)
+	fmt.Println(len(casty.Members(second)), "members, error:", err)
+	// Output: 2 members, error: <nil>
+}
+
+// A client finds an actor of a node, and is told the answer, though nobody can
+// dial the client.
+func ExampleConnect() {
+	type hello struct{ ReplyTo casty.ActorRef[string] }
+	greeters := casty.NewServiceKey[hello]("greeter")
+	node, err := casty.StartNode(casty.Config{})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer node.Close()
+	greeter, err := casty.Spawn(node, "greeter", func(self *casty.Actor[hello]) {
+		for m := range self.Messages() {
+			m.ReplyTo.Tell(self, "hello from a node")
+		}
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	if err := casty.Register(node, greeters, greeter); err != nil {
+		log.Fatal(err)
+	}
+
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	client, err := casty.Connect(ctx, casty.Config{Seeds: []string{node.Address()}})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer client.Close()
+	for listing := range casty.Listings(ctx, client, greeters) {
+		for _, instance := range listing.Instances {
+			fmt.Println(casty.Ask(ctx, client, instance.Ref, func(replyTo casty.ActorRef[string]) hello { return hello{replyTo} }))
+			return
+		}
+	}
+	// Output: hello from a node <nil>
+}
+
+// Listings tell of each change, until the loop is left.
+func ExampleListings() {
+	system := casty.NewSystem(casty.Config{})
+	defer system.Close()
+	printers := casty.NewServiceKey[string]("printer")
+	printer, err := casty.Spawn(system, "printer-1", func(self *casty.Actor[string]) { <-self.Done() })
+	if err != nil {
+		log.Fatal(err)
+	}
+	if err := casty.Register(system, printers, printer); err != nil {
+		log.Fatal(err)
+	}
+	for listing := range casty.Listings(context.Background(), system, printers) {
+		if len(listing.Instances) == 0 {
+			fmt.Println("no printer")
+			break
+		}
+		fmt.Println(listing.Instances[0].Ref.Address().Name)
+		casty.Stop(system, printer)
+	}
+	// Output:
+	// printer-1
+	// no printer
+}
+
+// A behaviour owns its variables: it takes one message after the other.
+func ExampleSpawn() {
+	system := casty.NewSystem(casty.Config{})
+	defer system.Close()
+	total := make(chan int)
+	adder, err := casty.Spawn(system, "adder", func(self *casty.Actor[int]) {
+		sum := 0
+		for n := range self.Messages() {
+			if sum += n; n == 0 {
+				total <- sum
+			}
+		}
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	for _, n := range []int{1, 2, 3, 0} {
+		adder.Tell(system, n)
+	}
+	fmt.Println(<-total)
+	// Output: 6
+}
+
+// A question carries the ref that the answer is told to.
+func ExampleAsk() {
+	type square struct {
+		N       int
+		ReplyTo casty.ActorRef[int]
+	}
+	system := casty.NewSystem(casty.Config{})
+	defer system.Close()
+	squarer, err := casty.Spawn(system, "squarer", func(self *casty.Actor[square]) {
+		for m := range self.Messages() {
+			m.ReplyTo.Tell(self, m.N*m.N)
+		}
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	fmt.Println(casty.Ask(ctx, system, squarer, func(replyTo casty.ActorRef[int]) square {
+		return square{12, replyTo}
+	}))
+	// Output: 144 <nil>
+}
+
+// A watch tells once, and why.
+func ExampleActorRef_Watch() {
+	system := casty.NewSystem(casty.Config{})
+	defer system.Close()
+	worker, err := casty.Spawn(system, "worker", func(self *casty.Actor[string]) { <-self.Done() })
+	if err != nil {
+		log.Fatal(err)
+	}
+	ended := worker.Watch(context.Background(), system)
+	casty.Stop(system, worker)
+	fmt.Println(errors.Is(<-ended, casty.ErrStopped))
+	// Output: true
+}
+
+// Put blocks while the buffer is full and no consumer has demanded more.
+func ExampleSinkRef() {
+	system := casty.NewSystem(casty.Config{})
+	defer system.Close()
+	producer, err := casty.Spawn(system, "numbers", casty.StreamProducer[int](2))
+	if err != nil {
+		log.Fatal(err)
+	}
+	sink, err := casty.GetSink(context.Background(), system, producer)
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(sink.Put(context.Background(), 0))
+	fmt.Println(sink.Put(context.Background(), 1))
+	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
+	defer cancel()
+	err = sink.Put(ctx, 2)
+	fmt.Println(errors.Is(err, context.DeadlineExceeded))
+	// Output:
+	// <nil>
+	// <nil>
+	// true
+}
+
+// Leaving the loop cancels the stream, and its producer is told.
+func ExampleSourceRef() {
+	ctx := context.Background()
+	system := casty.NewSystem(casty.Config{})
+	defer system.Close()
+	producer, err := casty.Spawn(system, "numbers", casty.StreamProducer[int](2))
+	if err != nil {
+		log.Fatal(err)
+	}
+	cancelled := make(chan bool)
+	go func() {
+		sink, err := casty.GetSink(ctx, system, producer)
+		for n := 0; err == nil; n++ { // without end
+			err = sink.Put(ctx, n)
+		}
+		cancelled <- errors.Is(err, casty.ErrCancelled)
+	}()
+	consumer, err := casty.Spawn(system, "reader", casty.StreamConsumer(producer, casty.Window(4)))
+	if err != nil {
+		log.Fatal(err)
+	}
+	source, err := casty.GetSource(ctx, system, consumer)
+	if err != nil {
+		log.Fatal(err)
+	}
+	for n, err := range source.All(ctx) {
+		if fmt.Println(n, err); n == 2 {
+			break
+		}
+	}
+	fmt.Println("cancelled:", <-cancelled)
+	// Output:
+	// 0 <nil>
+	// 1 <nil>
+	// 2 <nil>
+	// cancelled: true
+}
+
+// Both sides of each connection present a certificate. Real ones come from files,
+// by tls.LoadX509KeyPair and x509.CertPool's AppendCertsFromPEM.
+func ExampleConfig_tls() {
+	authority, quiet := newAuthority(), slog.New(slog.DiscardHandler)
+	node, err := casty.StartNode(casty.Config{Logger: quiet, TLS: &tls.Config{
+		Certificates: authority.config(time.Hour, "127.0.0.1").Certificates, // valid for the host in its Address
+		RootCAs:      authority.pool,                                        // of those who dial, too
+	}})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer node.Close()
+	for _, c := range []struct {
+		certificate string
+		config      *tls.Config
+	}{
+		{"ours", authority.config(time.Hour, "client")},
+		{"a stranger's", newAuthority().config(time.Hour, "client")},
+		{"none", nil},
+	} {
+		client, err := casty.Connect(context.Background(), casty.Config{Logger: quiet, Seeds: []string{node.Address()}, TLS: c.config})
+		fmt.Printf("%s: let in %v\n", c.certificate, err == nil)
+		if err == nil {
+			client.Close()
+		}
+	}
+	// Output:
+	// ours: let in true
+	// a stranger's: let in false
+	// none: let in false
+}
+
 // What the documentation shows is an excerpt of code that compiles and runs.
 func TestDocumentationShowsRealCode(t *testing.T) {
 	var code []string // of all files, by line
