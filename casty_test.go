@@ -1019,8 +1019,226 @@ func TestDocumentationShowsRealCode(t *testing.T) {
 	}
 	program := regexp.MustCompile(`(?m)(^//\t.*\n)+`).FindString(read("casty.go")) // the first block in a comment
 	check("casty.go", strings.ReplaceAll(program, "//\t", ""))
-	if blocks < 5 {
+	if blocks < 3 {
 		t.Errorf("only %d blocks were found", blocks)
+	}
+}
+
+// The README's two ladders of messages are what the ends of a stream say.
+func TestLaddersShowRealStreams(t *testing.T) {
+	var ladders [][]string
+	message := regexp.MustCompile(`(Subscribe|Subscribed|StreamDemand|StreamElement|StreamCompleted)\{.*?\}`)
+	for _, block := range regexp.MustCompile("(?s)```\n *(user +)?producer +consumer.*?```").FindAllString(read("README.md"), -1) {
+		ladders = append(ladders, message.FindAllString(block, -1))
+	}
+	if len(ladders) != 2 {
+		t.Fatalf("there are %d ladders", len(ladders))
+	}
+	says := func(t *testing.T, said scribe, want []string) {
+		t.Helper()
+		var got []string
+		for len(said) > 0 {
+			got = append(got, <-said)
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("the ends say\n%q, and the README shows\n%q", got, want)
+		}
+	}
+	begin := func(t *testing.T) (n *memNetwork, said scribe, put func(...string), sink *casty.SinkRef[string], source *casty.SourceRef[string]) {
+		n, said = newMemNetwork(1), make(scribe, 100)
+		n.logger = slog.New(said)
+		left, right := n.node(t, "left"), n.node(t, "right", "left:1")
+		producer := spawn(t, left, "producer", casty.StreamProducer[string](2))
+		sink = getSink(t, left, producer)
+		put = func(elements ...string) {
+			for _, element := range elements {
+				if err := sink.Put(t.Context(), element); err != nil {
+					t.Fatal(err)
+				}
+			}
+			synctest.Wait()
+		}
+		put("a", "b")
+		source = getSource(t, right, spawn(t, right, "consumer", casty.StreamConsumer(producer, casty.Window(4))))
+		synctest.Wait()
+		return n, said, put, sink, source
+	}
+	simulated(t, func(t *testing.T) {
+		_, said, put, sink, source := begin(t)
+		put("c")
+		put("d")
+		put("e")
+		for element, err := range source.All(t.Context()) {
+			if synctest.Wait(); err != nil {
+				t.Fatal(err)
+			}
+			if element == "c" { // what is behind it is acknowledged without being processed
+				if err := sink.Complete(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		says(t, said, ladders[0])
+	})
+	simulated(t, func(t *testing.T) {
+		n, said, put, _, source := begin(t)
+		go func() {
+			for range source.All(t.Context()) {
+			}
+		}()
+		time.Sleep(1500 * time.Millisecond) // between heartbeats
+		for len(said) > 0 {
+			<-said
+		}
+		n.locked(func() { n.stall(ltr, true) })
+		put("c")
+		n.locked(func() {
+			n.on(ltr, func(w *memWire) { w.segments, w.stalled = nil, false }) // c is lost
+			n.cut(ltr)
+		})
+		time.Sleep(2 * time.Second)
+		says(t, said, ladders[1])
+	})
+}
+
+// A scribe is a log handler that writes down what the ends of a stream of strings
+// tell each other, as the README does. It does so at once, as the elements are
+// their receiver's later.
+type scribe chan string
+
+func (scribe) Enabled(context.Context, slog.Level) bool { return true }
+func (s scribe) WithAttrs([]slog.Attr) slog.Handler     { return s }
+func (s scribe) WithGroup(string) slog.Handler          { return s }
+
+func (s scribe) Handle(_ context.Context, line slog.Record) error {
+	if line.Message != "casty: told" {
+		return nil
+	}
+	line.Attrs(func(a slog.Attr) bool {
+		switch m := a.Value.Any().(type) {
+		case casty.Subscribe[string]:
+			s <- fmt.Sprintf("Subscribe{From: %d}", m.From)
+		case casty.StreamDemand[string]:
+			s <- fmt.Sprintf("StreamDemand{Received: %d, Demand: %d}", m.Received, m.Demand)
+		case casty.Subscribed[string]:
+			s <- fmt.Sprintf("Subscribed{%d}", m.Seq)
+		case casty.StreamElement[string]:
+			s <- fmt.Sprintf("StreamElement{%d, %v}", m.Seq, m.Elements)
+		case casty.StreamCompleted[string]:
+			s <- fmt.Sprintf("StreamCompleted{%d}", m.Seq)
+		}
+		return true
+	})
+	return nil
+}
+
+// The README's timeline of a peer that falls silent, at several times between
+// two heartbeats.
+func TestTimelineOfALostPeer(t *testing.T) {
+	happens := func(t *testing.T, what string, after time.Duration) {
+		row := regexp.MustCompile(`\| (\d+) to (\d+) s \|.*` + what).FindStringSubmatch(read("README.md"))
+		if row == nil {
+			t.Fatalf("there is no %s in the timeline", what)
+		}
+		from, to := must(strconv.Atoi(row[1])), must(strconv.Atoi(row[2]))
+		if seconds := after.Seconds(); seconds < float64(from) || seconds > float64(to) {
+			t.Errorf("%s: after %v", what, after)
+		}
+	}
+	for part := range 8 {
+		simulated(t, func(t *testing.T) {
+			n := newMemNetwork(1)
+			left := n.node(t, "left")
+			time.Sleep(time.Duration(part) * 300 * time.Millisecond)
+			right, third := n.node(t, "right", "left:1"), n.node(t, "third", "left:1")
+			sink, producer := newSink(t, left, 2)
+			reader := newReader(t, right, producer)
+			reader.gets(put(t, sink, 0, 1)...)
+			actor := spawn(t, right, "actor", deaf[double])
+			time.Sleep(time.Duration(2+part*part*part) * 111 * time.Millisecond)
+			start := time.Now()
+			n.isolate(right)
+			var waiting sync.WaitGroup
+			waiting.Go(func() {
+				<-actor.Watch(t.Context(), left)
+				happens(t, "`Watch`", time.Since(start))
+			})
+			waiting.Go(func() {
+				askDouble(t.Context(), left, actor, 1)
+				happens(t, "`Ask`", time.Since(start))
+			})
+			waiting.Go(func() {
+				for len(casty.Members(left)) == 3 {
+					time.Sleep(time.Millisecond)
+				}
+				happens(t, "no member", time.Since(start))
+			})
+			waiting.Go(func() {
+				rival := newReader(t, third, producer)
+				sink.Put(t.Context(), 2)
+				if _, err, _ := rival.next(); err != nil { // also what the other has not acknowledged
+					t.Error(err)
+				}
+				happens(t, "rival", time.Since(start))
+			})
+			reader.endsWith(casty.ErrUnreachable)
+			happens(t, "`PeerTimeout`", time.Since(start))
+			waiting.Wait()
+		})
+	}
+}
+
+// The README's tables of limits, and where each number comes from.
+func TestLimitsAreThoseOfTheCode(t *testing.T) {
+	readme, code := read("README.md"), ""
+	for _, file := range []string{"casty.go", "stream.go", "remote.go", "receptionist.go", "client.go"} {
+		code += regexp.MustCompile(`[ \t]+`).ReplaceAllString(read(file), " ")
+	}
+	for row, source := range map[string]string{
+		"| `Config.Name` | casty |":                                           `c.Name = cmp.Or(c.Name, "casty")`,
+		"| `Config.Heartbeat` | 1 s |":                                        "c.Heartbeat = cmp.Or(c.Heartbeat, time.Second)",
+		"| `Config.Mailbox` | 512 messages |":                                 "c.Mailbox = cmp.Or(c.Mailbox, 512)",
+		"| `Config.MaxMessage` | 1 MiB | 1 KiB to 2 GiB":                      "c.MaxMessage = cmp.Or(c.MaxMessage, 1<<20)",
+		"| `Window` | 256 elements | 1 to 65536":                              "streamOptions{window: 256, peerTimeout: 30 * time.Second}",
+		"| `PeerTimeout` | 30 s | five heartbeats":                            "max(o.peerTimeout, 5*self.in.config.Heartbeat)",
+		"| Connect, if its context has no deadline | 10 heartbeats |":         "context.WithTimeout(ctx, patience*cfg.Heartbeat)",
+		"| elements that a producer keeps for a consumer | 65536 |":           "maxWindow = 1 << 16",
+		"| elements in one message | 128 |":                                   "maxRun = 128 ",
+		"| a name | 255 bytes |":                                              "len(name) > 255",
+		"| the text of an error for a peer | 1 KiB |":                         "text[:min(len(text), 1024)]",
+		"| silence of a connection | 3 heartbeats |":                          "silence = 3 ",
+		"| dialling, the handshake, the first frame | 10 heartbeats each |":   "patience = 10 ",
+		"| dials under way at once, besides the seeds | 64 |":                 "maxDials = 64 ",
+		"| a hello | 4 KiB |":                                                 "maxHello = 4 << 10 ",
+		"| what describes a message's types | 64 KiB |":                       "maxTypes = 64 << 10 ",
+		"| bytes that wait for a peer | 16 MiB |":                             "maxQueued = 16 << 20 ",
+		"| of these, if a run of the same stream is there | 1 MiB |":          "maxBulk = 1 << 20 ",
+		"| silence of a node | 4 heartbeats |":                                "unheard = 4 ",
+		"| contacting a lost node | 1000 heartbeats |":                        "tries = 1000 ",
+		"| nodes contacted that do not answer | 1000 |":                       "maxStrangers = 1000 ",
+		"| services of one node | 10,000 |":                                   "maxServices = 10_000 ",
+		"| pauses between a consumer's Subscribes | 8 heartbeats, a third of": "max(1, min(8, int(c.peerTimeout/self.in.config.Heartbeat)/3))",
+		"| `Close`, for peers that do not read | 3 heartbeats |":              "time.AfterFunc(r.heartbeats(silence), r.cancel)",
+	} {
+		if !strings.Contains(readme, row) {
+			t.Errorf("the README has no row %s", row)
+		}
+		if !strings.Contains(code, source) {
+			t.Errorf("no code has %s, for the row %s", source, row)
+		}
+	}
+}
+
+// How long each file takes to read, at 30 lines a minute.
+func TestReadingTimes(t *testing.T) {
+	rows := regexp.MustCompile("\\| `(\\w+\\.go)` \\|.*\\| (\\d+) \\|").FindAllStringSubmatch(read("README.md"), -1)
+	if len(rows) != 5 {
+		t.Fatalf("there are %d files", len(rows))
+	}
+	for _, row := range rows {
+		if lines, minutes := strings.Count(read(row[1]), "\n"), must(strconv.Atoi(row[2])); max(lines-30*minutes, 30*minutes-lines) > 90 {
+			t.Errorf("%s has %d lines, and is said to take %d minutes", row[1], lines, minutes)
+		}
 	}
 }
 

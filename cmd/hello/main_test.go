@@ -77,17 +77,40 @@ func (p process) prints(t *testing.T, before, want string) {
 	}
 }
 
-// shown is what the README says that a role prints.
-func shown(t *testing.T, role string) string {
-	t.Helper()
-	readme, err := os.ReadFile("../../README.md")
+// What the README says of a program elsewhere works, from a copy of this directory.
+func TestOwnProgram(t *testing.T) {
+	_, block, _ := strings.Cut(readme(t), "```\nCASTY=$HOME/casty # this repository\n")
+	commands, _, _ := strings.Cut(block, "```")
+	repository, err := filepath.Abs("../..")
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, after, _ := strings.Cut(string(readme), "\n$ go run ./cmd/hello "+role+"\n")
+	shell := exec.Command("sh", "-ec", commands)
+	shell.Dir, shell.Env = t.TempDir(), append(os.Environ(), "CASTY="+repository)
+	if out, err := shell.CombinedOutput(); err != nil || commands == "" {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if _, err := os.Stat(filepath.Join(shell.Dir, "greeter", "greeter")); err != nil {
+		t.Error(err)
+	}
+}
+
+// shown is what the README says that a role prints.
+func shown(t *testing.T, role string) string {
+	t.Helper()
+	_, after, _ := strings.Cut(readme(t), "\n$ go run ./cmd/hello "+role+"\n")
 	lines, _, _ := strings.Cut(after, "```")
 	if lines == "" {
 		t.Fatalf("the README does not show what %s prints", role)
 	}
 	return lines
+}
+
+func readme(t *testing.T) string {
+	t.Helper()
+	text, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
 }

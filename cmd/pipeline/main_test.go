@@ -521,6 +521,7 @@ type running struct {
 	ended           chan struct{} // then there is a status
 	status          int
 	interrupt, kill func()
+	signal          func(string) // as the command kill takes it
 }
 
 type launcher func(t *testing.T, args ...string) *running
@@ -551,6 +552,11 @@ func start(t *testing.T, binary string, args ...string) *running {
 	}
 	r.interrupt = func() { cmd.Process.Signal(os.Interrupt) }
 	r.kill = func() { cmd.Process.Kill() }
+	r.signal = func(signal string) {
+		if out, err := exec.Command("kill", signal, fmt.Sprint(cmd.Process.Pid)).CombinedOutput(); err != nil {
+			t.Errorf("kill %s: %v: %s", signal, err, out)
+		}
+	}
 	go func() {
 		defer close(r.ended)
 		cmd.Wait()
