@@ -13,20 +13,59 @@ package casty_test
 //	benchmarks            next to raw gob
 //	a network in memory   what the failing networks are made of
 //
-// The rows of the README's "When things fail", and their tests:
+// What is promised, and the tests that check it; some are in cmd/model. All of it
+// at once, in any order: TestStreamSurvivesRandomFaults.
 //
-//	the consumer leaves its loop                     TestLeavingTheLoopCancels, TestLastWordOnALostConnection
-//	sink.Fail(cause)                                 TestFail
-//	the producer stops or panics                     TestProducerStopsBeforeCompletion, TestProducerIsReplacedByAnother
-//	the connection drops, and comes back             TestConnectionIsCutAnywhere, TestSilenceAnywhereEndsTheConnection
-//	the producer stays away longer than PeerTimeout  TestPeerStaysAwayTooLong, TestMuteProducerIsGivenUp
-//	the consumer stays away, or dies                 TestPeerStaysAwayTooLong, TestNextConsumerContinues
-//	no element for IdleTimeout                       TestQuietProducer
-//	a second consumer                                TestSecondConsumerIsRefused, TestRivalWaits, TestConsumerComesBackToARival
-//	the ends disagree about the element type         TestSecondConsumerIsRefused, TestNextConsumerContinues
-//	an element cannot be encoded or decoded          TestElementThatCannotTravel
+//	When things fail, as in the README
+//	  the consumer leaves its loop                     TestLeavingTheLoopCancels, TestLastWordOnALostConnection
+//	  sink.Fail(cause)                                 TestFail
+//	  the producer stops or panics                     TestProducerStopsBeforeCompletion, TestProducerIsReplacedByAnother
+//	  the connection drops, and comes back             TestConnectionIsCutAnywhere, TestSilenceAnywhereEndsTheConnection
+//	  the producer stays away longer than PeerTimeout  TestPeerStaysAwayTooLong, TestTimelineOfALostPeer
+//	  the consumer stays away, or dies                 TestPeerStaysAwayTooLong, TestNextConsumerContinues
+//	  a consumer comes back, and another has had what it needs  TestPlaceThatWasTakenIsLost
+//	  no element for IdleTimeout                       TestQuietProducer
+//	  a second consumer                                TestSecondConsumerIsRefused, TestRivalWaits, TestConsumerComesBackToARival
+//	  the consumer is for another type of elements     TestSecondConsumerIsRefused, TestNextConsumerContinues
+//	  an element is too large, or cannot be encoded    TestElementThatCannotTravel
+//	  the consumer's process cannot decode an element  TestElementThatCannotTravel
 //
-// All of them at once, in any order: TestStreamSurvivesRandomFaults.
+//	The rules of stream.go: all in TestProducerSaysWhatTheModelSays, TestConsumerSaysWhatTheModelSays
+//	  rule 1   keeps, and never exceeds the demand     TestProducerNeverSendsBeyondDemand, TestNextConsumerContinues
+//	  rule 2   serves one consumer                     TestLateWordsDoNoHarm, TestRivalWaits
+//	  rule 3   another waits                           TestRivalWaits, TestSecondConsumerIsRefused, TestConsumerComesBackToARival
+//	  rule 4   stops                                   TestStream, TestLeavingTheLoopCancels
+//	  rule 5   subscribes when asked                   TestPutBlocksUntilThereIsDemand, TestHostileProducer
+//	  rule 6   takes exactly the next position         TestHostileProducer, FuzzConsumer
+//	  rule 7   asks again, less and less often         TestConnectionIsCutAnywhere, TestSeedsThatHaveFailed
+//	  rule 8   cannot resume past what it needs        TestPlaceThatWasTakenIsLost, TestHostileProducer
+//	  rule 9   repeats its last word                   TestLastWordIsHeard, TestLastWordOnALostConnection
+//	  rule 10  gives up                                TestMuteProducerIsGivenUp, TestPeerStaysAwayTooLong
+//	  rule 11  demands by half windows                 TestLaddersShowRealStreams, TestPutBlocksUntilThereIsDemand
+//
+//	Reactive Streams, where a rule has a meaning on a wire; (≠) is another one here
+//	  1.1           no more than is demanded           TestProducerNeverSendsBeyondDemand, TestRivalWaits, TestLyingConsumer
+//	  1.2, 1.5      the end may come before            TestStream
+//	  1.3           one after the other                TestStream, TestConnectionIsCutAnywhere
+//	  1.4           a failure is said                  TestFail, TestProducerStopsBeforeCompletion
+//	  1.6, 2.4      the end ends the subscription      TestStream
+//	  1.7           nothing counts after the end       TestConsumerSaysWhatTheModelSays
+//	  1.8, 3.12     cancel is heard                    TestLeavingTheLoopCancels, TestLastWordOnALostConnection
+//	  1.9           Subscribed comes first             TestRivalWaits, TestHostileProducer
+//	  1.10, 2.12 ≠  the same may subscribe again       TestLateWordsDoNoHarm
+//	  1.11          one consumer at a time             TestSecondConsumerIsRefused
+//	  2.1           nothing without demand             TestPutBlocksUntilThereIsDemand
+//	  2.3 ≠         the end is acknowledged            TestLaddersShowRealStreams
+//	  2.5           a second Subscribed starts nothing TestHostileProducer
+//	  2.6, 3.13     leaving cancels, and lets go       TestLeavingTheLoopCancels
+//	  2.8           elements may come after cancel     TestLeavingTheLoopCancels
+//	  2.9, 2.10     the end needs no demand            TestProducerSaysWhatTheModelSays
+//	  3.5, 3.7      cancel may be said again           TestConnectionIsCutAnywhere
+//	  3.8, 3.9 ≠    demand is a position, not a sum    TestLateWordsDoNoHarm
+//	  3.17          demand without bound               TestLyingConsumer
+//	  3.6           demand after cancel is nothing     no test: the producer has stopped
+//	  2.7           one word after the other           no test: one goroutine says them
+//	  About calls within one process: 2.2, 2.11, 2.13, 3.1-3.4, 3.10, 3.11, 3.14-3.16
 
 import (
 	"bufio"
@@ -1242,12 +1281,39 @@ func TestReadingTimes(t *testing.T) {
 	}
 }
 
-// The map at the top names only tests that there are.
+// The map at the top names only tests that there are, every row of "When things
+// fail", every rule of stream.go, and every rule that the README cites.
 func TestContentsAreRight(t *testing.T) {
 	contents, code, _ := strings.Cut(read("casty_test.go"), "\nimport (")
-	for _, name := range regexp.MustCompile(`Test\w+`).FindAllString(contents, -1) {
+	code += read("cmd/model/conformance_test.go")
+	for _, name := range regexp.MustCompile(`(Test|Fuzz)[A-Z]\w+`).FindAllString(contents, -1) {
 		if !strings.Contains(code, "\nfunc "+name+"(") {
 			t.Errorf("there is no %s", name)
+		}
+	}
+	has := func(what, row string) {
+		if !regexp.MustCompile(`(?m)^//\t  ` + regexp.QuoteMeta(row) + ` .*(Test|Fuzz)[A-Z]`).MatchString(contents) {
+			t.Errorf("the map has no test of %s %q", what, row)
+		}
+	}
+	readme := read("README.md")
+	_, fail, _ := strings.Cut(readme, "\n## When things fail\n")
+	table := regexp.MustCompile(`(?m)^\| (.*?)( \(.*?)? \|`).FindAllStringSubmatch(fail[:strings.Index(fail, "\n\nA consumer")], -1)
+	rules := regexp.MustCompile(`(?m)^//  (\d+)\. `).FindAllStringSubmatch(read("stream.go"), -1)
+	if len(table) < 10 || len(rules) < 10 {
+		t.Fatalf("there are only %d rows, and %d rules", len(table), len(rules))
+	}
+	for _, row := range table[1:] { // without its head
+		has("the row", strings.ReplaceAll(row[1], "`", ""))
+	}
+	for _, rule := range rules {
+		has("the rule", "rule "+rule[1])
+	}
+	_, protocol, _ := strings.Cut(readme, "\n## The protocol on one page\n")
+	protocol, _, _ = strings.Cut(protocol, "\nA stream of five")
+	for _, rule := range regexp.MustCompile(`[ ,|]([123]\.\d+)[:,;* ]`).FindAllStringSubmatch(protocol, -1) {
+		if !regexp.MustCompile(`(?m)^//\t  .*\b` + regexp.QuoteMeta(rule[1]) + `\b.*(Test|Fuzz)[A-Z]`).MatchString(contents) {
+			t.Errorf("the map has no test of the rule %s", rule[1])
 		}
 	}
 }
