@@ -96,6 +96,7 @@ const (
 	maxQueued       = 16 << 20 // bytes that may gather for a host
 	maxBulk         = 1 << 19  // the same, before a second run of one stream: as fast as twice as much, and others wait half as long
 	minShare        = 64 << 10 // bytes of maxBulk that one run may take, however many streams share it
+	readAhead       = 8 << 10  // bytes: a run of 128 small elements is one read, not two; each connection has so much
 	maxDials        = 64       // under way at once, besides those to seeds
 	silence         = 3        // heartbeats without a byte, in or out, before a connection is given up
 	patience        = 10       // heartbeats for dialling, for the handshake and for the first frame behind it
@@ -626,7 +627,7 @@ func (l *link) write(ctx context.Context, conn net.Conn, from *outbox) error {
 // says so, until the sender begins a new encoder.
 func (l *link) read(conn net.Conn, raw *steady) error {
 	r := l.remote
-	in := bufio.NewReader(conn)
+	in := bufio.NewReaderSize(conn, readAhead)
 	var frame bytes.Reader
 	var body []byte
 	dec := gob.NewDecoder(&frame)
