@@ -1227,7 +1227,7 @@ func TestTimelineOfALostPeer(t *testing.T) {
 	}
 }
 
-// The README's tables of limits, and where each number comes from.
+// Numbers and names in the README, and the code that they are from.
 func TestLimitsAreThoseOfTheCode(t *testing.T) {
 	readme, code := read("README.md"), ""
 	for _, file := range []string{"casty.go", "stream.go", "remote.go", "receptionist.go", "client.go"} {
@@ -1259,12 +1259,25 @@ func TestLimitsAreThoseOfTheCode(t *testing.T) {
 		"| services of one node | 10,000 |":                                   "maxServices = 10_000 ",
 		"| pauses between a consumer's Subscribes | 8 heartbeats, a third of": "min(8, int(c.peerTimeout/self.in.config.Heartbeat)/3)",
 		"| `Close`, for peers that do not read | 3 heartbeats |":              "time.AfterFunc(r.heartbeats(silence), func() { fail(ErrClosed) })",
+		// The path of one element, and where to begin to read.
+		"SinkRef.elements: the buffer":                      "elements chan E ",
+		"up to 128 elements, as one message":                "maxRun = 128 ",
+		"512 KiB of elements. Full: the actor sends later":  "maxBulk = 1 << 19 ",
+		"if nothing is taken for 3 heartbeats, it gives up": "steady{conn, r.heartbeats(patience), r.heartbeats(silence)}",
+		"mailbox: 512 messages":                             "c.Mailbox = cmp.Or(c.Mailbox, 512)",
+		"SourceRef.runs: the window, 256 elements":          "runs: make(chan []E, window)",
+		"| `live` |":             "func live[",
+		"`producer.run`":         "func (p *producer[E]) run(",
+		"`consumer.run` |":       "func (c *consumer[E]) run(",
+		"| `link.talk` |":        "func (l *link) talk(",
+		"| `receptionist.run` |": "func (r *receptionist) run(",
+		"| `Connect` |":          "func Connect(",
 	} {
 		if !strings.Contains(readme, row) {
-			t.Errorf("the README has no row %s", row)
+			t.Errorf("the README does not say %s", row)
 		}
 		if !strings.Contains(code, source) {
-			t.Errorf("no code has %s, for the row %s", source, row)
+			t.Errorf("no code has %s, for %s", source, row)
 		}
 	}
 }

@@ -361,6 +361,7 @@ func TestProcesses(t *testing.T) {
 		"interrupted twice":  clientInterruptedTwice,
 		"client cancels":     clientCancels,
 		"node interrupted":   nodeInterrupted,
+		"break it yourself":  breakItYourself,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
