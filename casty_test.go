@@ -3,7 +3,7 @@ package casty_test
 // Contents, in the order of the package's files:
 //
 //	the cast              systems, the ends of streams, and peers that are not ours
-//	the documentation     shows real code
+//	the documentation     examples, and the README held to the code
 //	casty.go              actors, dead letters, the log, settings
 //	stream.go             streams, wherever their ends are
 //	remote.go             whoever connects, with whatever
