@@ -90,7 +90,6 @@ import (
 	"io"
 	"iter"
 	"log/slog"
-	"math"
 	"net"
 	"reflect"
 	"runtime/debug"
@@ -849,8 +848,8 @@ type Config struct {
 	// Mailbox is how many messages wait for an actor before the next one is
 	// a dead letter. Default 512.
 	Mailbox int
-	// MaxMessage bounds a message on the network, in bytes: from 4 KiB to just
-	// under 2 GiB. Peers with another limit are refused. Default 1 MiB: gob
+	// MaxMessage bounds a message on the network, in bytes: from 4 KiB to 1 GiB.
+	// Peers with another limit are refused. Default 1 MiB: gob
 	// recurses on the stack while it decodes, half a kilobyte for each byte of a
 	// message in the worst case, which makes 512 MiB, and a process does not
 	// survive a stack of 1 GB. A larger limit is for clusters in which no peer
@@ -874,7 +873,7 @@ func (c Config) withDefaults() Config {
 
 const (
 	minMessage = 4 << 10 // so that what actors of this package say fits, with the longest names and reasons
-	maxMessage = math.MaxInt32
+	maxMessage = 1 << 30
 )
 
 // check names the first setting that cannot work, for StartNode and Connect.

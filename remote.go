@@ -20,11 +20,11 @@ package casty
 // A connection may lose whatever is written to it, at any time. These rules make
 // that harmless:
 //
-//   - An outbox belongs to the host, not to a connection. Messages gather in it
-//     whether there is a connection or not, and a link carries it once its
-//     handshake is done, whoever has dialled. If both sides dial at once, there
-//     are two links. Each process reads both and writes to the one that was done
-//     first; when that one is lost, the other takes its place within a heartbeat.
+//   - An outbox is for a host. Messages gather in it while there is no connection,
+//     and the first link whose handshake is done carries it from then on, whoever
+//     has dialled; with that link it is lost. If both sides dial at once, there are
+//     two links. Each process reads both and writes to the one that was done
+//     first; when that one is lost, the other carries what is said from then on.
 //     So a dial that hangs holds nothing up, and no stranger gets what is said to
 //     a peer whose connection is alive.
 //   - A watch is a question that is asked once per heartbeat. The process that is
@@ -94,12 +94,12 @@ const (
 	maxHello        = 4 << 10  // bytes of a hello
 	maxTypes        = 64 << 10 // bytes that describe a message's types; not in MaxMessage, as they depend on what was sent before
 	maxQueued       = 16 << 20 // bytes that may gather for a host
-	maxBulk         = 1 << 19  // the same, before a second run of one stream: as fast as twice as much, and others wait half as long
-	minShare        = 64 << 10 // bytes of maxBulk that one run may take, however many streams share it
+	maxBulk         = 1 << 19  // bytes that may gather before one more run of a stream that has one there; twice as much is no faster
+	minShare        = 64 << 10 // bytes that a run may have, however many streams share maxBulk
 	readAhead       = 8 << 10  // bytes: a run of 128 small elements is one read, not two; each connection has so much
 	maxDials        = 64       // under way at once, besides those to seeds
 	silence         = 3        // heartbeats without a byte, in or out, before a connection is given up
-	patience        = 10       // heartbeats for dialling, for the handshake and for the first frame behind it
+	patience        = 10       // heartbeats for dialling, for the handshake and, since the peer may still be at its own, for the first frame behind it
 
 	freshBit  = 1 << 31            // in a frame's header: for a new decoder
 	stillHere = "\x00\x00\x00\x00" // the two frames without a body
@@ -115,7 +115,7 @@ type (
 		Refused      string
 	}
 	envelope struct {
-		To      string // the actor's name#incarnation; empty: the process itself
+		To      string // the actor's name#incarnation; empty: the process itself. It comes first, and is known when Message cannot be decoded
 		Message any
 	}
 	watching    struct{ Actor, Takes string }
@@ -181,7 +181,6 @@ type route struct {
 // route returns the route to a host. If there is none it makes one, and begins to
 // dial. The caller holds r.mu.
 func (r *remote) route(host string) (*route, error) {
-	seeds := r.system.config.Seeds
 	switch way := r.routes[host]; {
 	case way != nil:
 		return way, nil
@@ -189,7 +188,7 @@ func (r *remote) route(host string) (*route, error) {
 		return nil, fmt.Errorf("%w: not connected, and nobody can dial it", ErrUnreachable)
 	case r.closing.Err() != nil:
 		return nil, fmt.Errorf("%w: %w", ErrUnreachable, ErrClosed)
-	case r.dials() >= maxDials+len(seeds) && !slices.Contains(seeds, host):
+	case r.dials() >= maxDials && !slices.Contains(r.system.config.Seeds, host):
 		return nil, fmt.Errorf("%w: too many others are being dialled", ErrUnreachable)
 	}
 	l := &link{remote: r}
@@ -197,10 +196,11 @@ func (r *remote) route(host string) (*route, error) {
 	return r.newRoute(host, l), nil
 }
 
-// dials counts the routes whose link is not open yet. The caller holds r.mu.
+// dials counts the routes whose link is not open yet, but for those to seeds. The
+// caller holds r.mu.
 func (r *remote) dials() (n int) {
-	for _, way := range r.routes {
-		if !way.link.open() {
+	for host, way := range r.routes {
+		if !way.link.open() && !slices.Contains(r.system.config.Seeds, host) {
 			n++
 		}
 	}
@@ -260,8 +260,8 @@ type (
 	// bulk is what its sender keeps, and could make smaller: a stream's run of
 	// elements.
 	bulk interface{ count() int }
-	// gossip is what processes say of themselves. It counts only if it comes from
-	// the process that it is about.
+	// gossip is what processes say of themselves, in receptionist.go. It counts only
+	// if it comes from the process that it is about.
 	gossip interface{ from() string }
 )
 
@@ -277,7 +277,7 @@ type outbox struct {
 	enc     *gob.Encoder          // nil: the next message starts a new one
 	learnt  map[reflect.Type]bool // types of messages that gob knows
 	letters int                   // messages in out that nobody says again: dead letters, if out is lost
-	aboard  map[string]bool       // actors that bulk in out is for
+	aboard  map[string]bool       // actors for which there is bulk in out
 	room    chan struct{}         // closed when out is taken; nil: nobody waits for that
 	err     error                 // why nothing more is taken
 }
@@ -328,7 +328,7 @@ func (o *outbox) terms(msg envelope) (most, limit int) {
 	most, limit = maxQueued, o.limit
 	if b, ok := msg.Message.(bulk); ok {
 		if b.count() > 1 {
-			limit = min(limit, max(maxBulk/(1+len(o.aboard)), minShare))
+			limit = min(limit, max(maxBulk/(1+len(o.aboard)), minShare)) // a share each for this one and those aboard
 		}
 		if o.aboard[msg.To] {
 			most = maxBulk
@@ -340,9 +340,9 @@ func (o *outbox) terms(msg envelope) (most, limit int) {
 	return most, limit
 }
 
-// encode appends a frame to out, or nothing: a message that fails may have been
-// the first of its types, so it takes the encoder that has described them with
-// it, and the next message starts with a new one.
+// encode appends a frame to out, or nothing. With a message that fails, the types
+// that it describes are cut off, too, though the encoder counts them as sent. So
+// the next message starts with a new encoder.
 func (o *outbox) encode(msg envelope, limit int) (err error) {
 	start := o.out.Len()
 	defer func() {
@@ -371,9 +371,9 @@ func (o *outbox) encode(msg envelope, limit int) (err error) {
 	}
 	frame := o.out.Bytes()[start:]
 	size := len(frame) - 4
-	value, _ := measure(frame[4:])
+	value, _ := measure(frame[4:]) // its bytes, without the types
 	switch {
-	case value > limit:
+	case value > limit: // if it is a share, the stream sends less, and nobody reads this
 		return fmt.Errorf("its %d bytes are more than MaxMessage, %d", value, o.limit)
 	case size-value > maxTypes:
 		return fmt.Errorf("its types take %d bytes to describe, which is more than %d", size-value, maxTypes)
@@ -382,13 +382,12 @@ func (o *outbox) encode(msg envelope, limit int) (err error) {
 	return nil
 }
 
-// take swaps what has gathered for an empty buffer, and adds a mark.
-func (o *outbox) take(out *bytes.Buffer, mark []byte) {
+// take swaps what has gathered for an empty buffer.
+func (o *outbox) take(out *bytes.Buffer) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.out, *out = *out, o.out
 	o.letters = 0
-	out.Write(mark)
 	o.emptied()
 }
 
@@ -471,11 +470,12 @@ func (l *link) dial(host string) {
 		l.know(host, "")
 		err = l.talk(conn, host)
 	}
-	r.pause() // the next message to the host dials again
+	r.pause() // as long as the route is there, nobody dials the host again
 	l.end(err)
 }
 
-// pause keeps what fails at once from being tried again in a tight loop.
+// pause keeps what fails at once from being tried again in a tight loop. It is too
+// short to be noticed.
 func (r *remote) pause() { time.Sleep(r.heartbeats(1) / 64) }
 
 // talk owns a connection: it shakes hands, then reads and writes until either
@@ -485,8 +485,7 @@ func (l *link) talk(conn net.Conn, with string) error {
 	ctx, fail := context.WithCancelCause(context.Background())
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { conn.Close() })() // what ends the writing ends the reading, and the reverse
-	defer fail(nil)
-	raw := &steady{conn, r.heartbeats(patience), r.heartbeats(silence)}
+	raw := &steady{Conn: conn, reads: r.heartbeats(patience), writes: r.heartbeats(silence)}
 	secured := l.secure(raw)
 	theirs, err := l.handshake(secured, fail)
 	if err != nil {
@@ -516,7 +515,8 @@ func (l *link) handshake(conn net.Conn, fail func(error)) (theirs hello, err err
 	defer context.AfterFunc(r.closing, func() { fail(ErrClosed) })()
 	if l.host == "" { // the peer has dialled
 		theirs, err = r.meet(conn)
-		return theirs, cmp.Or(err, r.greet(conn, err))
+		greeted := r.greet(conn, err) // also to say why not
+		return theirs, cmp.Or(err, greeted)
 	}
 	if err = r.greet(conn, nil); err == nil {
 		theirs, err = r.meet(conn)
@@ -524,7 +524,11 @@ func (l *link) handshake(conn net.Conn, fail func(error)) (theirs hello, err err
 	return theirs, err
 }
 
-// greet says who we are, or why we do not talk to the peer.
+// errRefused means that the peer will never talk to us, as things are.
+var errRefused = errors.New("refused")
+
+// greet says who we are, or why we do not talk to the peer, who calls that a
+// refusal by itself.
 func (r *remote) greet(conn net.Conn, refusal error) error {
 	cfg := r.system.config
 	ours := hello{protocolVersion, cfg.Name, r.system.host, cfg.Heartbeat, cfg.MaxMessage, ""}
@@ -540,16 +544,16 @@ func (r *remote) greet(conn net.Conn, refusal error) error {
 	return err
 }
 
-// errRefused means that the peer will never talk to us, as things are.
-var errRefused = errors.New("refused")
-
 // meet reads the peer's hello, and says whether we talk to it.
 func (r *remote) meet(conn net.Conn) (theirs hello, err error) {
 	body, _, err := readFrame(conn, nil, maxHello)
 	if err == nil {
 		err = gob.NewDecoder(bytes.NewReader(body)).Decode(&theirs)
 	}
-	if err != nil {
+	switch {
+	case errors.Is(err, errRefused): // because one end speaks TLS
+		return theirs, err
+	case err != nil:
 		return theirs, fmt.Errorf("no hello: %w", err)
 	}
 	switch cfg := r.system.config; {
@@ -580,7 +584,7 @@ func (l *link) claim() *outbox {
 	switch way := r.routes[l.host]; {
 	case way == nil: // we have nothing to say yet, or the link that carried it is lost
 		return r.newRoute(l.host, l).outbox
-	case way.link == l: // as before: a heartbeat, which asks again what may not have been heard
+	case way.link == l: // ours already: ask again what may not have been heard
 		maps.DeleteFunc(way.watches, func(_ watching, watches map[*watch]bool) bool { return len(watches) == 0 })
 		for question := range way.watches {
 			way.outbox.send(envelope{Message: question})
@@ -598,21 +602,22 @@ func (l *link) write(ctx context.Context, conn net.Conn, from *outbox) error {
 	heartbeat := time.NewTicker(l.remote.heartbeats(1))
 	defer heartbeat.Stop()
 	var out bytes.Buffer
-	for mark := ""; mark != hangUp; {
-		mark = "" // a frame behind the messages
+	for last := ""; last != hangUp; {
+		last = "" // a frame without a body, to be sent behind the messages
 		select {
 		case <-from.wake: // never, if the outbox is always empty
 		case <-heartbeat.C:
 			from = l.claim()
-			mark, out = stillHere, bytes.Buffer{} // the memory that a burst needed is let go
+			last, out = stillHere, bytes.Buffer{} // the memory that a burst needed is let go
 		case <-l.remote.closing.Done():
-			mark = hangUp
+			last = hangUp
 		case <-ctx.Done():
 		}
 		if ctx.Err() != nil { // what is not taken can still be counted as lost
 			return ctx.Err()
 		}
-		from.take(&out, []byte(mark))
+		from.take(&out)
+		out.WriteString(last)
 		if _, err := out.WriteTo(conn); err != nil {
 			return err
 		}
@@ -669,10 +674,11 @@ func (l *link) receive(msg envelope) {
 	case mistaken:
 		r.fire(l.reached(), m.concerns)
 	case undecodable:
-		for _, way := range l.reached() {
+		ways := l.reached()
+		for _, way := range ways {
 			way.outbox.relearn()
 		}
-		r.fire(l.reached(), m.concerns)
+		r.fire(ways, m.concerns)
 	case gossip:
 		if m.from() == l.peer {
 			s.deliver(from, to, m) // or it is said again
@@ -722,13 +728,11 @@ func (m undecodable) concerns(w *watch) error {
 	return fmt.Errorf("%w: the other end cannot decode it: %s", ErrUnsendable, m.Reason)
 }
 
-// reached are the routes to whose questions the peer may have answered on this link,
-// or to whose messages it may have replied. They need not be carried by it:
-//
-//   - the peer writes to a link of its choice, which may be one whose handshake it
-//     has done and we have not. Such a link knows only its host;
-//   - there are several routes to a process that is called localhost:1 by one ref,
-//     and 127.0.0.1:1 by itself.
+// reached are the routes whose questions and messages the peer may have answered on
+// this link. They need not be carried by it: the peer writes to a link of its
+// choice, perhaps to one whose handshake is done at its end and not here, so that
+// we know only the host; and a process that refs call localhost:1 and 127.0.0.1:1
+// has a route by each name.
 func (l *link) reached() (ways []*route) {
 	l.remote.mu.Lock()
 	defer l.remote.mu.Unlock()
@@ -763,16 +767,17 @@ func (r *remote) fire(ways []*route, why func(*watch) error) {
 // end follows a lost connection, or one that never came about. The route that the
 // link carries ends with it: messages that still wait in the outbox, and that
 // nobody says again, are counted as dead letters. The peer may notice the loss
-// later than we do, and write to the dead connection until then. For a question
-// that is no loss, since it is asked again. A reply is said only once: those who
-// wait for one are told again when the peer must have noticed.
+// later than we do, and write to the dead connection until then. For answers to
+// watches that is no loss, since they are given again. A reply is said only once:
+// so whoever has asked since, over another connection, and still waits when the
+// peer must have noticed, after its silence and a heartbeat, is told, too.
 func (l *link) end(err error) {
 	r, s := l.remote, l.remote.system
 	err = fmt.Errorf("%w: %w", ErrUnreachable, plainly(err))
 	to, letters := l.host, 0
 	ways := l.reached()
 	r.mu.Lock()
-	for host, way := range r.routes {
+	for host, way := range r.routes { // one at most; l.host is not known if the dial has failed
 		if way.link == l {
 			delete(r.routes, host)
 			to, letters = host, way.outbox.discard(err)
@@ -903,9 +908,10 @@ func readFrame(in io.Reader, body []byte, limit int) (_ []byte, fresh bool, err 
 }
 
 // measure takes a body apart as gob puts it together: any number of types, and
-// the value, each behind its length. A length below 128 is one byte; otherwise
-// that byte is minus the count of the bytes that follow with it. A body that is
-// not whole is not for gob, which would allocate what it claims to hold.
+// the value, each behind its length. A length below 128 is one byte; otherwise the
+// first byte, as a signed one, is minus how many bytes follow with the length. A
+// body that is not whole is not for gob, which would allocate what it claims to
+// hold.
 func measure(body []byte) (value int, whole bool) {
 	for len(body) > 0 {
 		size, digits := uint64(body[0]), 0

@@ -59,15 +59,15 @@ package casty
 //  5. subscribes when GetSource first asks for its source, and takes nothing
 //     before Subscribed has told it where it begins;
 //  6. takes exactly the next position, and drops everything else. At a gap it
-//     subscribes again, once for each position that is missing;
+//     subscribes again, but only once until the first missing position has come;
 //  7. says its demand once per heartbeat, and renews its watch of the producer.
 //     If it has taken nothing new since the heartbeat before, something may have
 //     been lost: it subscribes instead, so that the producer goes back. On a slow
 //     link that makes for copies of what is still under way. So the pauses between
-//     these Subscribes double while nothing comes, up to eight heartbeats, which
-//     bounds the time that a loss costs, or a third of PeerTimeout if that is
-//     less. They are one heartbeat again when something has come, or the producer
-//     has become unreachable;
+//     these Subscribes double while nothing comes, up to eight heartbeats or a
+//     third of PeerTimeout, whichever is less: so much can a loss cost. They are
+//     one heartbeat again when something has come, or the producer has become
+//     unreachable;
 //  8. ends with ErrCannotResume if Subscribed is past what it needs: others have
 //     had what is between. If it has taken nothing yet it begins there instead.
 //     A Subscribed with an earlier position is late, and moves nothing;
@@ -193,9 +193,10 @@ func (StreamFailed[E]) repeated()    {}
 func (StreamRefused[E]) repeated()   {}
 func (peerLost[E]) repeated()        {}
 
-// learnStream lets the messages of a stream cross the wire. The error of learn is
-// dropped, because a stream of elements that gob cannot carry still works within
-// a process; between processes it fails at its first element, with gob's error.
+// learnStream lets the messages of a stream cross the wire. The error of learn, that
+// two types have one name, is dropped, because the stream works within a process
+// all the same. Elements that gob cannot carry are no error here: such a stream
+// fails at the first element that is to leave the process.
 func learnStream[E any]() {
 	learn(Subscribe[E]{}, StreamDemand[E]{}, StreamCancel[E]{},
 		Subscribed[E]{}, StreamElement[E]{}, StreamCompleted[E]{}, StreamFailed[E]{}, StreamRefused[E]{})
@@ -281,10 +282,11 @@ func IdleTimeout(d time.Duration) StreamOption {
 	return func(o *streamOptions) { o.idle = d }
 }
 
-// PeerTimeout sets how long the consumer waits for the producer to answer, once
-// it has become unreachable. Less than five heartbeats count as five: three for
-// silence to be noticed, one that another consumer waits for the place, and one
-// until the consumer asks again. The default is 30s.
+// PeerTimeout sets how long the consumer waits for an answer of the producer before
+// it gives up. Less than five heartbeats count as five, which it can take to get
+// the place of a consumer that has vanished: three until the producer notices, one
+// in which that consumer might come back, and one until this one asks again. The
+// default is 30s.
 func PeerTimeout(d time.Duration) StreamOption {
 	return func(o *streamOptions) { o.peerTimeout = d }
 }
@@ -343,16 +345,16 @@ func GetSource[E any](ctx context.Context, in Place, consumer ActorRef[StreamCon
 // room for another, once the loop asks for the next.
 func (s *SourceRef[E]) All(ctx context.Context) iter.Seq2[E, error] {
 	return func(yield func(E, error) bool) {
-		ended := false // by the stream, and not by break, return or panic
+		over := false // next has said so, and has left the stream if need be
 		defer func() {
-			if !ended {
+			if !over { // by break, return or panic
 				s.leave()
 			}
 		}()
 		for {
 			run, err := s.next(ctx)
 			if run == nil {
-				ended = true
+				over = true
 				if err != nil {
 					var none E
 					yield(none, err)
@@ -467,7 +469,7 @@ type consumer[E any] struct {
 	phase    phase
 	first    uint64 // the position where it began
 	received uint64 // the next to take
-	gap      uint64 // at the last gap this was received+1: until received has come so far, the gap has been asked for
+	missing  uint64 // received+1 at the last gap that the consumer has asked to have filled; 0: none
 
 	lastWord StreamProducerMsg[E] // rule 9. It is nil while elements are wanted; later the source is closed
 	waiting  time.Time            // since when the consumer has waited for an answer, rule 10; zero: it does not wait
@@ -480,7 +482,7 @@ type phase int
 const (
 	unsubscribed phase = iota // nobody has asked for its source
 	subscribing               // it has not been told yet where it begins
-	subscribed                // it has, or that it may say its last word
+	subscribed                // the producer serves it: it knows where it begins or, if its user has left before, says its last word
 	finished                  // it has nothing left to say
 )
 
@@ -610,8 +612,8 @@ func (c *consumer[E]) isNext(seq uint64) bool {
 	if c.phase == subscribing || c.lastWord != nil {
 		return false
 	}
-	if seq > c.received && c.received >= c.gap {
-		c.gap = c.received + 1
+	if seq > c.received && c.missing != c.received+1 {
+		c.missing = c.received + 1
 		c.subscribe()
 	}
 	return seq <= c.received
@@ -631,7 +633,8 @@ func (c *consumer[E]) cancel() {
 }
 
 // sayLast closes the source. What remains is to make the last word heard: rule 9.
-// In a process it has been said when the loop ends, whatever the user does next.
+// It is told first, so that a producer in the same process has it when the loop
+// ends, even if the user then closes the system.
 func (c *consumer[E]) sayLast(word StreamProducerMsg[E], err error) {
 	c.lastWord = word
 	c.waiting = time.Now()
@@ -885,11 +888,11 @@ type producer[E any] struct {
 	refusal error            // why nothing is sent any more, to anybody: rule 4; nil: something may be
 }
 
-// A backlog is what a producer has taken from its sink and has not been
+// A backlog is what a producer has taken from its sink, and what has not been
 // acknowledged. It is the same for every consumer.
 type backlog[E any] struct {
 	base     uint64               // the position of the first element here
-	elements []E                  // at most maxWindow, by note; at the end there is the sink's buffer besides
+	elements []E                  // at most maxWindow, to which subscription.note limits demand; at the end, what was in the sink's buffer, too
 	last     StreamConsumerMsg[E] // the end of the stream; nil: more may come
 }
 
@@ -903,9 +906,9 @@ func (b *backlog[E]) has(position uint64) bool {
 
 func (b *backlog[E]) from(position uint64) []E { return b.elements[position-b.base:] }
 
-// drop forgets what is before a position. Few of many elements are sliced off;
-// otherwise the rest is moved down, so that its memory is used again, which costs
-// three moves at most for each element that is forgotten.
+// drop forgets what is before a position. If that is a quarter of the elements or
+// more, the rest, which is three times as many at most, is moved down, so that the
+// array is used again. If it is less, that would cost more than it saves.
 func (b *backlog[E]) drop(before uint64) {
 	n := int(before - b.base)
 	if n < len(b.elements)/4 {
@@ -937,15 +940,14 @@ type subscription[E any] struct {
 	cursor uint64 // the next to send
 	demand uint64 // send nothing at or past it
 
-	// length is how many elements to send together, in parts of an element of
-	// which growth make one. A run that is too large to send halves it, and each
-	// run that is sent adds a part.
-	length uint64
+	// length is how many elements to send together. A run that is too large to
+	// send halves it, and each run that is sent adds growth.
+	length float64
 }
 
 const (
-	maxRun = 128 // elements in a message; longer runs are no faster
-	growth = 64  // so slowly do runs grow, because each that is too large is encoded in vain
+	maxRun = 128      // elements in a message; longer runs are no faster
+	growth = 1.0 / 64 // elements; runs grow slowly, because each that is too large is encoded in vain
 )
 
 func (s *subscription[E]) tell(msg StreamConsumerMsg[E]) error { return s.consumer.tell(s.self, msg) }
@@ -986,7 +988,7 @@ func (s *subscription[E]) send(b *backlog[E]) error {
 // sendRun sends as many elements as may travel together. A run that is too
 // large is halved, and those behind it, which are probably alike, grow slowly.
 func (s *subscription[E]) sendRun(run []E) error {
-	run = run[:min(uint64(len(run)), s.length/growth, s.demand-s.cursor)]
+	run = run[:min(uint64(len(run)), uint64(s.length), s.demand-s.cursor)]
 	message := run
 	if s.self.in.local(s.consumer.address) {
 		message = slices.Clone(run) // for a local message is not copied, and drop moves others into its place
@@ -994,13 +996,13 @@ func (s *subscription[E]) sendRun(run []E) error {
 	err := s.tell(StreamElement[E]{s.cursor, message})
 	switch {
 	case errors.Is(err, ErrUnsendable) && len(run) > 1:
-		s.length = uint64(len(run)) / 2 * growth
+		s.length = float64(len(run) / 2)
 		return nil // send tries again
 	case err != nil:
 		return err
 	}
 	s.cursor += uint64(len(run))
-	s.length = min(s.length+1, maxRun*growth)
+	s.length = min(s.length+growth, maxRun)
 	return nil
 }
 
@@ -1032,7 +1034,7 @@ func (p *producer[E]) run() {
 		case <-p.self.Done():
 		}
 	}
-	for len(p.self.mailbox) > 0 { // perhaps the end has been acknowledged already
+	for len(p.self.mailbox) > 0 { // perhaps the end has been acknowledged, and Complete returns nil
 		p.receive(<-p.self.mailbox)
 	}
 }
@@ -1078,6 +1080,7 @@ func (p *producer[E]) send() (room <-chan struct{}) {
 	if errors.Is(err, ErrUnsendable) {
 		p.sink.close(err)
 		p.backlog.endAt(p.served.cursor, err)
+		p.rival = nil // it may hold more than there is now; it will ask again
 		err = p.served.send(&p.backlog)
 	}
 	var full roomAhead
@@ -1153,13 +1156,14 @@ func (p *producer[E]) onWord() {
 
 // admit serves a rival if the place is free, or the consumer that has it has been
 // unreachable for a heartbeat: rule 3. The rival begins at the first element that
-// has not been acknowledged, and has demanded nothing yet.
+// has not been acknowledged, or behind that if it holds more, which it may if it
+// has been served before. It has demanded nothing yet.
 func (p *producer[E]) admit() {
 	free := p.served == nil || !p.served.lost.IsZero() && time.Since(p.served.lost) >= p.self.in.config.Heartbeat
-	if p.rival == nil || !free {
+	if p.rival == nil || !free || p.refusal != nil {
 		return
 	}
-	p.served = &subscription[E]{self: p.self, consumer: p.rival.Consumer, acked: p.backlog.base, length: maxRun * growth}
+	p.served = &subscription[E]{self: p.self, consumer: p.rival.Consumer, acked: p.backlog.base, length: maxRun}
 	p.served.resume(p.rival.From)
 	p.backlog.drop(p.served.acked)
 	p.rival = nil
