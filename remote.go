@@ -784,7 +784,11 @@ func (l *link) end(err error) {
 		}
 	}
 	r.mu.Unlock()
-	s.config.Logger.Debug("casty: no connection", "to", to, "reason", err)
+	what := "casty: no connection"
+	if l.open() {
+		what, to = "casty: lost a connection", l.peer
+	}
+	s.config.Logger.Debug(what, "to", to, "reason", err)
 	if letters > 0 {
 		s.deadLetters.Add(uint64(letters))
 		s.warn("dead letters: lost", "casty: dead letters", "to", to, "messages", letters, "reason", err)
