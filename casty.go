@@ -42,8 +42,8 @@
 //
 // # Terms
 //
-//   - dead letter: a message told with [ActorRef.Tell] that no actor has read,
-//     because it could not be sent or decoded, found no mailbox or a full one,
+//   - dead letter: a message told with [ActorRef.Tell], or [Ask], that no actor has
+//     read, because it could not be sent or decoded, found no mailbox or a full one,
 //     or was still in the mailbox when the actor stopped. Dead letters are
 //     counted. The messages of streams are not among them, because they are
 //     said again, nor is a message that was being written when its connection
@@ -279,7 +279,7 @@ func learn(values ...any) (err error) {
 		}
 	}()
 	for _, value := range values {
-		if value != nil { // as the zero value of an interface type is, which is no one type
+		if value != nil { // an interface's zero value is nil, and there is no single type to register
 			gob.Register(value)
 		}
 	}
@@ -355,6 +355,8 @@ func (r ActorRef[M]) Watch(ctx context.Context, from Place) <-chan error {
 	return r.watch(ctx, from, false)
 }
 
+// watch is Watch. If it is Ask's that asks, it also ends when the reply may have been
+// lost with a connection.
 func (r ActorRef[M]) watch(ctx context.Context, from Place, asks bool) <-chan error {
 	ended := make(chan error, 1)
 	from.system().watch(ctx, &watch{target: r.address, takes: typeName[M](), asks: asks, fire: func(err error) { ended <- err }})
@@ -382,7 +384,7 @@ func Stop[M any](in Place, ref ActorRef[M]) {
 // ErrUnsendable), or if the system is closed (ErrClosed). ErrUnreachable means
 // that the question or the reply may be lost, not that nothing was done; it can
 // come up to four heartbeats after a connection was lost, three for its other end
-// to notice and one more. A reply that cannot be sent or decoded is a dead letter,
+// to notice and one to spare. A reply that cannot be sent or decoded is a dead letter,
 // and Ask goes on waiting. If ctx has ended before, Ask asks nothing.
 func Ask[M, R any](ctx context.Context, from Place, to ActorRef[M], ask func(replyTo ActorRef[R]) M) (reply R, err error) {
 	defer doing(&err, "ask %v", to)
@@ -418,9 +420,9 @@ func Ask[M, R any](ctx context.Context, from Place, to ActorRef[M], ask func(rep
 	return reply, err
 }
 
-// The errors of this package, which the reasons in the log of dead letters are,
-// too. They come wrapped: test for them with [errors.Is]. "Streams" are the loop
-// over a source, and Put, Complete and Fail.
+// The errors of this package. The log of dead letters gives them as reasons, too.
+// They come wrapped: test for them with [errors.Is]. "Streams" are the loop over a
+// source, and Put, Complete and Fail.
 var (
 	// ErrStopped, from Watch, Ask, Register and streams: there is no such actor,
 	// or no longer. Look up its successor.
@@ -434,8 +436,9 @@ var (
 	// ErrWrongType, from Watch, Ask, Register and the loop over a source: the
 	// actor's mailbox is for another type of messages. Mend the program.
 	ErrWrongType = errors.New("wrong type")
-	// ErrUnsendable, from Watch, Ask and streams: a message is too large for
-	// MaxMessage, or cannot be encoded or decoded. To send it again is no use.
+	// ErrUnsendable, from Watch, Ask, Put, Complete and Fail: a message is too
+	// large for MaxMessage, or cannot be encoded or decoded. To send it again is
+	// no use. The loop over a source ends with the text of the error.
 	ErrUnsendable = errors.New("cannot be sent")
 	// ErrClosed, from whatever needs a system: it is closed.
 	ErrClosed = errors.New("system closed")
@@ -568,7 +571,7 @@ func (s *System) local(a Address) bool { return a.Host == s.host && a.System == 
 // A network carries messages to other processes. remote.go implements it.
 type network interface {
 	// send never blocks. Its errors are those of Ask; what is lost after it has
-	// returned is lost without a word.
+	// returned is lost without an error.
 	send(to Address, msg any) error
 	// watch keeps a watch, which see below, until it fires or is forgotten.
 	watch(w *watch) error
@@ -615,8 +618,8 @@ func (s *System) post(to Address, msg any) error {
 type watch struct {
 	target Address
 	takes  string
-	asks   bool        // Ask waits for a reply, which is said only once: see remote.go about lost connections
-	fire   func(error) // whoever calls it has first taken the watch from where it was kept; no lock is held, and it must not block
+	asks   bool        // it is Ask's, which waits for a reply: that is said only once, and may be lost with a connection
+	fire   func(error) // called once at most: whoever calls it has first taken the watch from where it was kept. No lock is held, and it must not block
 }
 
 // watch fires when it turns out that the target is gone, cannot be reached, or
@@ -713,7 +716,7 @@ type limiter struct {
 	counts map[string]uint64
 }
 
-// maxKinds bounds what a limiter remembers: one that holds so many counts anew.
+// maxKinds bounds what a limiter remembers. At so many it forgets all of them.
 const maxKinds = 1000
 
 func (l *limiter) count(kind string) (total uint64, picked bool) {
@@ -775,8 +778,14 @@ func ParseAddress(uri string) (a Address, err error) {
 	if !scheme || !at || !slash {
 		return a, errors.New("not of the form casty://system@host:port/name")
 	}
-	err = cmp.Or(checkName("system", system), checkHost(host), checkName("actor", name), checkName("incarnation", cmp.Or(incarnation, "any")))
-	return Address{system, host, name, incarnation}, err
+	err = cmp.Or(checkName("system", system), checkHost(host), checkName("actor", name))
+	if err == nil && incarnation != "" {
+		err = checkName("incarnation", incarnation)
+	}
+	if err != nil {
+		return a, err
+	}
+	return Address{system, host, name, incarnation}, nil
 }
 
 // checkName keeps names from being mistaken for another part of an address.
@@ -820,9 +829,10 @@ type Config struct {
 	// that listens. Port 0 picks a free one. StartNode alone uses it, and has
 	// "127.0.0.1:0" as its default.
 	Address string
-	// Listener, if set, accepts a node's connections. Without it, StartNode
-	// listens on Address: set it to listen elsewhere than peers dial. Once
-	// StartNode has succeeded, Close closes it.
+	// Listener, if set, accepts a node's connections, and an empty Address is the
+	// listener's own. Without a Listener, StartNode listens on Address. So set both
+	// to listen elsewhere than peers dial. Once StartNode has succeeded, Close
+	// closes the Listener.
 	Listener net.Listener
 	// Seeds are addresses of nodes to contact first. They need not be up yet.
 	Seeds []string

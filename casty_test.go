@@ -1253,7 +1253,7 @@ func TestLimitsAreThoseOfTheCode(t *testing.T) {
 		"| bytes that wait for a peer | 16 MiB |":                             "maxQueued = 16 << 20 ",
 		"| of these, if a run of the same stream is there | 512 KiB |":        "maxBulk = 1 << 19 ",
 		"| silence of a node | 4 heartbeats |":                                "unheard = 4 ",
-		"| contacting a lost node | 1000 heartbeats |":                        "tries = 1000 ",
+		"| contacting a lost node | 1000 heartbeats |":                        "triesLost = 1000 ",
 		"| nodes contacted that do not answer | 1000 |":                       "maxStrangers = 1000 ",
 		"| members named in an announcement | 1000 |":                         "maxNamed = 1000 ",
 		"| services of one node | 10,000 |":                                   "maxServices = 10_000 ",
@@ -4527,9 +4527,12 @@ func TestTooLargeToAnnounce(t *testing.T) {
 		n.MaxMessage, n.logger = 4<<10, slog.New(slog.NewTextHandler(&log, nil))
 		n.node(t, "node")
 		client := n.client(t.Context(), t, "client", "node:1")
-		key := casty.NewServiceKey[double](strings.Repeat("k", 4<<10))
-		if err := casty.Register(client, key, spawn(t, client, "doubler", doubler)); err != nil {
-			t.Fatal(err)
+		actor := spawn(t, client, "doubler", doubler)
+		for n := range 20 {
+			key := casty.NewServiceKey[double](strings.Repeat("k", 230) + fmt.Sprint(n))
+			if err := casty.Register(client, key, actor); err != nil {
+				t.Fatal(err)
+			}
 		}
 		synctest.Wait()
 		if s := log.String(); !strings.Contains(s, "casty: announce") || !strings.Contains(s, "MaxMessage") {

@@ -11,8 +11,9 @@ import (
 )
 
 // Connect starts a system that reaches a cluster from outside: it dials and
-// is never dialled, so it can run wherever the nodes can be reached from. It is listed nowhere, yet its own actors get messages like any others:
-// nodes answer on the connections that it has opened.
+// is never dialled, so it can run wherever the nodes can be reached from. It is
+// listed nowhere, yet its own actors get messages like any others: nodes answer on
+// the connections that it has opened.
 //
 // Connect blocks until a node has answered with what it knows of the cluster.
 // Until then it keeps trying all of Seeds. It fails when ctx ends, after ten
@@ -34,10 +35,7 @@ func Connect(ctx context.Context, cfg Config) (_ *System, err error) {
 		ctx, cancel = context.WithTimeout(ctx, 10*cfg.Heartbeat)
 		defer cancel()
 	}
-	client, err := join(cfg, rand.Text(), nil)
-	if err != nil {
-		return nil, err
-	}
+	client := join(cfg, rand.Text(), nil)
 	if err := awaitNode(ctx, client); err != nil {
 		client.Close()
 		return nil, err
@@ -46,7 +44,7 @@ func Connect(ctx context.Context, cfg Config) (_ *System, err error) {
 }
 
 // awaitNode waits until a node has announced itself to the client's receptionist,
-// which contacts the seeds, and gathers why they do not.
+// which contacts the seeds. Meanwhile it gathers why each seed does not answer.
 func awaitNode(ctx context.Context, client *System) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -68,8 +66,8 @@ func awaitNode(ctx context.Context, client *System) error {
 			if allRefused(reasons) {
 				return describe(errors.New("no seed wants us"), reasons)
 			}
-			// Soon again: the seed may have a better reason by then. It does nothing
-			// once ctx has ended.
+			// Watch it again soon, for its latest reason: it may be up by then, or
+			// refuse us. The watch does nothing once ctx has ended.
 			time.AfterFunc(client.config.Heartbeat/8, func() { watchSeed(ctx, client, f.seed, failures) })
 		case <-ctx.Done():
 			return describe(context.Cause(ctx), reasons)

@@ -15,13 +15,13 @@ package casty
 // Hearsay is not membership. The Members of an announcement are only a reason to
 // contact nodes: a node becomes a member by being heard from, and is lost when it
 // has been silent for too long. Otherwise a dead node would live on in what the
-// others repeat. Whom a receptionist contacts without having heard from them of
-// late are
+// others repeat. A receptionist also contacts some nodes that it has not heard from
+// of late:
 //
 //	seeds       at every heartbeat, as long as the process lives
-//	strangers   nodes that others have named, at the next heartbeat: those that
-//	            live will be named again; and nodes that were lost, at the next
-//	            thousand, which is how they find back
+//	strangers   nodes that others have named, at once and at the next heartbeat:
+//	            those that live will be named again; and nodes that were lost, at
+//	            the next thousand heartbeats, which is how they return
 //
 // A client, which nobody can dial, is told everything and listed nowhere.
 
@@ -40,7 +40,8 @@ import (
 
 const (
 	unheard      = 4      // heartbeats without an announcement before a node is lost: one more than a connection may be silent
-	tries        = 1000   // to find a lost node, one per heartbeat
+	triesNamed   = 1      // heartbeats at which a node is contacted that others have named
+	triesLost    = 1000   // heartbeats at which a lost node is contacted
 	maxStrangers = 1000   // at any time: one more takes the place of another
 	maxNamed     = 1000   // members in an announcement: if there are more, each announcement names others
 	maxServices  = 10_000 // of one node: more are not listed
@@ -163,12 +164,16 @@ func (d *directory) remove(o offer) {
 // cluster, until it stops or is deregistered. Lookup here sees it at once,
 // others within a heartbeat. To register it again changes nothing. The error
 // is ErrNotLocal for an actor of another process, ErrStopped for one that has
-// stopped, or ErrWrongType for one that takes other messages.
+// stopped, or ErrWrongType for one that takes other messages; or the name of the
+// key is longer than 255 bytes.
 func Register[M any](in Place, key ServiceKey[M], ref ActorRef[M]) (err error) {
 	defer doing(&err, "register %v as %q", ref, key.name)
 	s := in.system()
-	if !s.local(ref.address) {
+	switch {
+	case !s.local(ref.address):
 		return ErrNotLocal
+	case len(key.name) > 255:
+		return errors.New("the name of the key is longer than 255 bytes")
 	}
 	if takes := s.takes(ref.address); takes != typeName[M]() {
 		return mismatch(takes, typeName[M]())
@@ -245,7 +250,7 @@ func Listings[M any](ctx context.Context, from Place, key ServiceKey[M]) iter.Se
 			if (first || !slices.Equal(listing.Instances, last)) && !yield(listing) {
 				return
 			}
-			last = listing.Instances
+			last = slices.Clone(listing.Instances) // the user may change the listing
 			select {
 			case <-changed:
 			case <-ctx.Done():
@@ -309,7 +314,7 @@ func StartNode(cfg Config) (_ *System, err error) {
 	if err := cfg.check(); err != nil {
 		return nil, err
 	}
-	// A client's certificate may come from GetClientCertificate instead.
+	// A client need not have a certificate there: it may have GetClientCertificate alone.
 	if t := cfg.TLS; t != nil && len(t.Certificates) == 0 && t.GetCertificate == nil && t.GetConfigForClient == nil {
 		return nil, errors.New("TLS has no certificate")
 	}
@@ -317,7 +322,7 @@ func StartNode(cfg Config) (_ *System, err error) {
 	if err != nil {
 		return nil, err
 	}
-	return join(cfg, address, listener)
+	return join(cfg, address, listener), nil
 }
 
 // listen binds a node, and tells what its peers dial.
@@ -359,14 +364,14 @@ func reachable(wanted, bound string) (string, error) {
 }
 
 // join makes a system with a network and a receptionist.
-func join(cfg Config, host string, listener net.Listener) (*System, error) {
+func join(cfg Config, host string, listener net.Listener) *System {
 	learn(announcement{}, departure{})
 	s := newSystem(cfg, host)
 	s.network = newRemote(s, listener)
-	_, err := spawn(s, receptionistName, maxPending, func(self *Actor[receptionistMsg]) {
+	spawn(s, receptionistName, maxPending, func(self *Actor[receptionistMsg]) {
 		(&receptionist{self: self, directory: directoryOf(self), strangers: map[string]int{}}).run()
 	})
-	return s, err
+	return s
 }
 
 // ---- The receptionist.
@@ -376,11 +381,8 @@ func join(cfg Config, host string, listener net.Listener) (*System, error) {
 type receptionist struct {
 	self *Actor[receptionistMsg]
 	*directory
-	strangers map[string]int // by host: at how many heartbeats more it is contacted, 1 if it was named
+	strangers map[string]int // by host: at how many heartbeats more it is contacted
 }
-
-// named is how many heartbeats a node is contacted that others have named.
-const named = 1
 
 func (r *receptionist) run() {
 	tick := time.NewTicker(r.self.in.config.Heartbeat)
@@ -396,74 +398,76 @@ func (r *receptionist) run() {
 			r.expire()
 			r.announce(r.contacts())
 		case <-r.self.Done():
-			_, others := r.state()
-			r.tell(departure{r.self.in.host}, others...)
+			for host := range r.others {
+				r.tell(departure{r.self.in.host}, host)
+			}
 			return
 		}
 	}
 }
 
-// state returns what to announce, and who has been heard from.
-func (r *receptionist) state() (a announcement, others []string) {
+// ours is what this process announces.
+func (r *receptionist) ours() (a announcement) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	a.From = r.self.in.host
 	for o := range r.own {
 		a.Services = append(a.Services, service{o.key, o.actor.URI()})
 	}
-	for host := range r.others { // in random order
-		others = append(others, host)
+	for host := range r.others { // in the random order of a map
 		if dialable(host) && len(a.Members) < maxNamed {
 			a.Members = append(a.Members, host)
 		}
 	}
-	return a, others
+	return a
 }
 
-// announce tells whoever has been heard from, and others. It is in random order,
-// because only so many can be dialled at once: each has its turn.
+// announce tells whoever has been heard from, and others.
 func (r *receptionist) announce(others []string) {
-	a, heard := r.state()
-	r.tell(a, heard...)
+	a := r.ours()
+	for host := range r.others { // without the lock, since nobody else writes it
+		r.tell(a, host)
+	}
 	for _, host := range others {
-		if !slices.Contains(heard, host) {
+		if _, told := r.others[host]; !told {
 			r.tell(a, host)
 		}
 	}
 }
 
-// contacts are those to contact at this heartbeat, heard from or not.
+// contacts are the seeds and the strangers, who are contacted at one heartbeat less
+// from now on. The strangers are in the random order of a map: since only so many
+// can be dialled at once, each has its turn.
 func (r *receptionist) contacts() []string {
 	hosts := slices.Clone(r.self.in.config.Seeds)
-	for host, left := range r.strangers { // in random order
+	for host, left := range r.strangers {
 		hosts = append(hosts, host)
-		r.strangers[host] = left - 1
-		if left == 1 {
+		if left > 1 {
+			r.strangers[host] = left - 1
+		} else {
 			delete(r.strangers, host)
 		}
 	}
 	return hosts
 }
 
-// tell tells other receptionists. What is lost is said again. Only what is larger
+// tell tells another receptionist. What is lost is said again. Only what is larger
 // than MaxMessage never arrives.
-func (r *receptionist) tell(msg receptionistMsg, hosts ...string) {
+func (r *receptionist) tell(msg receptionistMsg, host string) {
 	s := r.self.in
-	for _, host := range hosts {
-		if host == s.host {
-			continue // a node may be among its own seeds
-		}
-		ref := ActorRef[receptionistMsg]{Address{System: s.config.Name, Host: host, Name: receptionistName}}
-		if err := ref.tell(r.self, msg); errors.Is(err, ErrUnsendable) {
-			s.warn("announce", "casty: announce", "to", host, "reason", err)
-		}
+	if host == s.host {
+		return // a node may be among its own seeds
+	}
+	ref := ActorRef[receptionistMsg]{Address{System: s.config.Name, Host: host, Name: receptionistName}}
+	if err := ref.tell(r.self, msg); errors.Is(err, ErrUnsendable) {
+		s.warn("announce", "casty: announce", "to", host, "reason", err)
 	}
 }
 
 func (r *receptionist) receive(msg receptionistMsg) {
 	switch m := msg.(type) {
 	case announcement:
-		if m.From != r.self.in.host { // as it is if the node is among its own seeds, by another name
+		if m.From != r.self.in.host { // it is ours if the node is among its own seeds, by another name
 			r.hear(m)
 		}
 	case departure:
@@ -473,8 +477,7 @@ func (r *receptionist) receive(msg receptionistMsg) {
 
 // hear takes in what another process says of itself. Of what it says of others
 // only this counts: that there are such. They are contacted at once, and heard
-// from when they answer. So is a process that has not been heard from of late
-// answered at once.
+// from when they answer. A process that is new, or back, is answered at once.
 func (r *receptionist) hear(a announcement) {
 	var greet []string
 	if known := r.note(a.From, r.offers(a)); !known {
@@ -482,13 +485,16 @@ func (r *receptionist) hear(a announcement) {
 	}
 	for _, host := range a.Members[:min(len(a.Members), maxNamed)] {
 		if r.unknown(host) {
-			r.remember(host, named)
+			r.remember(host, triesNamed)
 			greet = append(greet, host)
 		}
 	}
-	if len(greet) > 0 {
-		ours, _ := r.state()
-		r.tell(ours, greet...)
+	if len(greet) == 0 {
+		return
+	}
+	ours := r.ours()
+	for _, host := range greet {
+		r.tell(ours, host)
 	}
 }
 
@@ -513,17 +519,17 @@ func (r *receptionist) offers(a announcement) (offers []offer) {
 	}
 	for _, s := range a.Services {
 		actor, err := ParseAddress(s.URI)
-		if err != nil || actor.Host != a.From || actor.System != r.self.in.config.Name {
-			continue
+		if err == nil && actor.Host == a.From && actor.System == r.self.in.config.Name {
+			offers = append(offers, offer{s.Key, actor})
 		}
-		if !r.room("services of "+a.From, len(offers), maxServices) {
-			break
-		}
-		offers = append(offers, offer{s.Key, actor})
 	}
 	slices.SortFunc(offers, func(a, b offer) int {
 		return cmp.Or(strings.Compare(a.key, b.key), compare(a.actor, b.actor))
 	})
+	if len(offers) > maxServices {
+		r.tooMany("services of "+a.From, maxServices)
+		offers = offers[:maxServices]
+	}
 	return offers
 }
 
@@ -536,14 +542,16 @@ func (r *receptionist) unknown(host string) bool {
 		host != r.self.in.host && dialable(host) && checkHost(host) == nil
 }
 
-// remember makes a host a stranger. If there are too many it takes the place of
-// another, of one that was only named if there is such: whoever is named has a
-// turn, so that made-up names keep nobody out.
+// remember makes a host a stranger. If there are too many, another one goes: one
+// that was only named, if there is such, since it has been contacted already. So
+// names that somebody makes up keep nobody out.
 func (r *receptionist) remember(host string, heartbeats int) {
-	if !r.room("nodes that do not answer", len(r.strangers), maxStrangers) {
+	if len(r.strangers) >= maxStrangers {
+		r.tooMany("nodes that do not answer", maxStrangers)
 		var other string
 		for candidate, left := range r.strangers {
-			if other = candidate; left == named {
+			other = candidate
+			if left == triesNamed {
 				break
 			}
 		}
@@ -552,12 +560,9 @@ func (r *receptionist) remember(host string, heartbeats int) {
 	r.strangers[host] = heartbeats
 }
 
-// room says whether there may be more of what peers can make up, and logs if not.
-func (r *receptionist) room(of string, have, most int) bool {
-	if have >= most {
-		r.self.in.warn("too many "+of, "casty: too many", "of", of, "limit", most)
-	}
-	return have < most
+// tooMany logs that there are more than a limit of what peers can make up.
+func (r *receptionist) tooMany(of string, limit int) {
+	r.self.in.warn("too many "+of, "casty: too many", "of", of, "limit", limit)
 }
 
 // expire makes strangers of the nodes that have been silent for too long. A client
@@ -569,7 +574,7 @@ func (r *receptionist) expire() {
 		}
 		r.forget(host)
 		if dialable(host) {
-			r.remember(host, tries)
+			r.remember(host, triesLost)
 		}
 	}
 }
