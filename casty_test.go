@@ -2107,6 +2107,34 @@ func expectWrongType(t *testing.T, in *casty.System, producer casty.ActorRef[toP
 	wantError(t, err, casty.ErrWrongType, "casty.StreamProducerMsg[int]", "casty.StreamProducerMsg[string]")
 }
 
+// A consumer that is mistaken about the type says what the producer's process
+// cannot decode, if that knows no such type. A stream beside it, between the same
+// processes, has nothing to do with that.
+func TestMistakenConsumerHarmsNobody(t *testing.T) {
+	type unknown struct{ N int }
+	node := startNode(t)
+	sink := getSink(t, node, spawn(t, node, "there", casty.Discoverable(thereKey, casty.StreamProducer[sample](16))))
+	startEcho(t, "casty", node.Address())
+	producer := waitForInstances(t, node, backKey, 1)[0].Ref
+	source := getSource(t, node, spawn(t, node, "consumer", casty.StreamConsumer(producer)))
+	next, stop := iter.Pull2(source.All(t.Context()))
+	defer stop()
+	for n := range 100 {
+		if n == 50 {
+			undecodable := producer.Watch(t.Context(), node)
+			_, err := tryConsume(t, node, refTo[casty.StreamProducerMsg[unknown]](t, producer.Address().URI()))
+			wantError(t, err, casty.ErrWrongType)
+			wantError(t, receive(t, undecodable), casty.ErrUnsendable)
+		}
+		if err := sink.Put(t.Context(), reading(n)); err != nil {
+			t.Fatal(err)
+		}
+		if m, err, _ := next(); m != reading(n) || err != nil {
+			t.Fatal(n, m, err)
+		}
+	}
+}
+
 // A consumer that takes its leave and closes its system at once is heard.
 func TestLastWordIsHeard(t *testing.T) {
 	node := startNode(t)
@@ -4940,15 +4968,15 @@ var (
 	backKey  = casty.NewServiceKey[casty.StreamProducerMsg[sample]]("back")
 )
 
-// startEcho runs this program once more, as echo, until the benchmark ends.
-func startEcho(b *testing.B, kind, address string) {
-	cmd := exec.CommandContext(b.Context(), os.Args[0])
+// startEcho runs this program once more, as echo, until the test ends.
+func startEcho(t testing.TB, kind, address string) {
+	cmd := exec.CommandContext(t.Context(), os.Args[0])
 	cmd.Env = append(os.Environ(), "CASTY_ECHO="+kind, "CASTY_ECHO_TO="+address)
-	cmd.Stderr = b.Output()
+	cmd.Stderr = t.Output()
 	if err := cmd.Start(); err != nil {
-		b.Fatal(err)
+		t.Fatal(err)
 	}
-	b.Cleanup(func() { cmd.Wait() })
+	t.Cleanup(func() { cmd.Wait() })
 }
 
 func TestMain(m *testing.M) {
