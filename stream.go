@@ -665,10 +665,12 @@ func (c *consumer[E]) onRefused(reason string) {
 }
 
 // onLost gives a producer up that has stopped, or is for other elements. One
-// that is unreachable may come back, and is asked soon.
+// that is unreachable may come back, and is asked soon. So is one whose process
+// could not decode a message: whoever takes Subscribe for these elements can
+// decode it, so that it was probably another's, from this process.
 func (c *consumer[E]) onLost(err error) {
 	switch {
-	case errors.Is(err, ErrUnreachable):
+	case errors.Is(err, ErrUnreachable), errors.Is(err, ErrUnsendable):
 		c.retry.pause = 1 // so that onTick subscribes
 	case errors.Is(err, ErrStopped) && !c.tookNothing():
 		c.quit(fmt.Errorf("%w: the producer has %w", ErrCannotResume, err)) // "has stopped"
