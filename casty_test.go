@@ -4372,6 +4372,22 @@ func TestPeerStaysAwayTooLong(t *testing.T) {
 	})
 }
 
+// Whoever waits in vain is told why, as Ask would have told: perhaps the address
+// is wrong.
+func TestUnreachableProducer(t *testing.T) {
+	simulated(t, func(t *testing.T) {
+		n := newMemNetwork(1)
+		right := n.node(t, "right")
+		for producer, why := range map[string]string{
+			"casty://casty@left:1/producer":  syscall.ECONNREFUSED.Error(), // nobody listens
+			"casty://other@right:1/producer": "not in this process, nor in a cluster with it",
+		} {
+			_, err := tryConsume(t, right, refTo[toProducer](t, producer))
+			wantPlainError(t, err, casty.ErrUnreachable, "casty: stream from "+producer, "unreachable", "30s", why)
+		}
+	})
+}
+
 // A rival takes over from a consumer that is only cut off. When that one is
 // back it gets an error, and the rival is not disturbed.
 func TestConsumerComesBackToARival(t *testing.T) {
