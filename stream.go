@@ -473,6 +473,7 @@ type consumer[E any] struct {
 
 	lastWord StreamProducerMsg[E] // rule 9. It is nil while elements are wanted; later the source is closed
 	waiting  time.Time            // since when the consumer has waited for an answer, rule 10; zero: it does not wait
+	lost     error                // why the producer has become unreachable meanwhile; nil: it has not, as far as is known
 	retry    backoff              // when to subscribe again
 }
 
@@ -585,9 +586,12 @@ func (c *consumer[E]) onSubscribed(seq uint64) {
 		c.quit(fmt.Errorf("%w: others have received the elements from %d to %d", ErrCannotResume, c.received, seq-1))
 		return
 	}
-	c.waiting = time.Time{}
+	c.answered()
 	c.sayDemand()
 }
+
+// answered notes that the producer is there.
+func (c *consumer[E]) answered() { c.waiting, c.lost = time.Time{}, nil }
 
 // onElements is rule 6: it hands on what is new. What exceeds the demand, from a
 // producer that breaks rule 1, is dropped, and shows as a gap.
@@ -600,7 +604,7 @@ func (c *consumer[E]) onElements(seq uint64, elements []E) {
 	if len(run) > 0 {
 		c.source.runs <- run // has room, too
 		c.received += uint64(len(run))
-		c.waiting = time.Time{}
+		c.answered()
 	}
 }
 
@@ -670,8 +674,11 @@ func (c *consumer[E]) onRefused(reason string) {
 // decode it, so that it was probably another's, from this process.
 func (c *consumer[E]) onLost(err error) {
 	switch {
-	case errors.Is(err, ErrUnreachable), errors.Is(err, ErrUnsendable):
+	case errors.Is(err, ErrUnreachable):
+		c.lost = err
 		c.retry.pause = 1 // so that onTick subscribes
+	case errors.Is(err, ErrUnsendable):
+		c.retry.pause = 1
 	case errors.Is(err, ErrStopped) && !c.tookNothing():
 		c.quit(fmt.Errorf("%w: the producer has %w", ErrCannotResume, err)) // "has stopped"
 	default:
@@ -685,7 +692,7 @@ func (c *consumer[E]) onTick() {
 	case c.phase == unsubscribed:
 		return
 	case !c.waiting.IsZero() && time.Since(c.waiting) >= c.peerTimeout:
-		c.quit(fmt.Errorf("%w for %v", ErrUnreachable, c.peerTimeout))
+		c.quit(fmt.Errorf("no answer for %v: %w", c.peerTimeout, cmp.Or(c.lost, ErrUnreachable)))
 		return
 	}
 	watchPeer[E](c.self, c.producer)
