@@ -4465,6 +4465,32 @@ func TestProducerIsReplacedByAnother(t *testing.T) {
 	})
 }
 
+// A ref without an incarnation stands for whoever has the name. The successor of
+// a producer has another stream: whoever has taken elements of the first is told
+// so, and not left to wait.
+func TestSuccessorHasAnotherStream(t *testing.T) {
+	simulated(t, func(t *testing.T) {
+		n := newMemNetwork(1)
+		left, right := n.node(t, "left"), n.node(t, "right", "left:1")
+		produce := func(elements ...int) (producer casty.ActorRef[toProducer]) {
+			producer = must(casty.Spawn(left, "numbers", casty.StreamProducer[int](16)))
+			put(t, getSink(t, left, producer), elements...)
+			return producer
+		}
+		first := produce(0, 1, 2)
+		reader := newReader(t, right, refTo[toProducer](t, "casty://casty@left:1/numbers"))
+		reader.gets(0, 1, 2)
+		casty.Stop(left, first)
+		receive(t, first.Watch(t.Context(), left))
+		produce(10, 11, 12, 13)
+		start := time.Now()
+		reader.endsWith(casty.ErrCannotResume)
+		if took := time.Since(start); took > 5*time.Second {
+			t.Errorf("noticed after %v", took)
+		}
+	})
+}
+
 func TestQuietProducer(t *testing.T) {
 	for _, idle := range []time.Duration{0, 30 * time.Second, 2 * time.Minute} {
 		t.Run(fmt.Sprint("idle timeout ", idle), func(t *testing.T) {
