@@ -45,7 +45,8 @@ package casty
 //  2. serves one consumer at a time, and heeds nobody else's demand or cancel.
 //     On a Subscribe from the consumer that it serves, or from anyone when it
 //     serves none, it goes back, or on, to what is acknowledged, and says so with
-//     Subscribed. From acknowledges as Received does;
+//     Subscribed. From acknowledges as Received does. Whoever says From past the
+//     end has taken elements of another stream, and is refused;
 //  3. lets a rival, another consumer that subscribes, wait. If the served consumer
 //     speaks, the rival is refused. If the served consumer has stopped, or has
 //     been unreachable for a heartbeat, the rival takes its place;
@@ -663,6 +664,8 @@ func (c *consumer[E]) onRefused(reason string) {
 	case c.waiting.IsZero():
 	case reason == ErrAlreadySubscribed.Error():
 		c.quit(ErrAlreadySubscribed)
+	case reason == ErrCannotResume.Error():
+		c.quit(ErrCannotResume)
 	default:
 		c.quit(errors.New(reason))
 	}
@@ -1130,8 +1133,10 @@ func (p *producer[E]) serves(consumer ActorRef[StreamConsumerMsg[E]]) bool {
 // one wait (rule 3).
 func (p *producer[E]) onSubscribe(m Subscribe[E]) {
 	switch {
-	case m.Consumer == (ActorRef[StreamConsumerMsg[E]]{}) || m.From > p.backlog.end():
-		// Nonsense: it comes from nobody, or from one that has had more than there is.
+	case m.Consumer == (ActorRef[StreamConsumerMsg[E]]{}):
+		// Nonsense: it comes from nobody.
+	case m.From > p.backlog.end(): // it holds elements of another stream, of an earlier producer of this name
+		p.refuse(m.Consumer, ErrCannotResume)
 	case p.refusal != nil:
 		p.refuse(m.Consumer, p.refusal)
 	case p.serves(m.Consumer):

@@ -99,13 +99,14 @@ func (r *rules) producerHears(p *producer, x name, m message) (told [2]message) 
 // Rule 2. On Subscribe from the consumer that it serves, or from anyone when
 // it serves none, the producer goes back, or on, to what is acknowledged, and
 // answers Subscribed with that. From acknowledges as Received does. A From past
-// its end is nonsense, and ignored; one from before what is acknowledged is not:
-// the answer may have been lost.
+// its end is of another stream, and refused; one from before what is acknowledged
+// is not: the answer may have been lost.
 //
 // Rule 3. A rival, another consumer that subscribes, waits.
 func (r *rules) subscribe(p *producer, x name, from position) (told [2]message) {
 	switch {
 	case from > r.elements:
+		told[x] = say(StreamRefused)
 	case x == p.serves && from < p.acked && r.bug == "stale":
 	case x == p.serves && from < p.acked && r.bug == "strict":
 		told[x] = say(StreamRefused)
