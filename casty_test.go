@@ -4450,6 +4450,46 @@ func TestPlaceThatWasTakenIsLost(t *testing.T) {
 	})
 }
 
+// While a rival waits, an element that cannot be encoded ends the stream before
+// what the rival says it has. That costs nobody more than the rival.
+func TestRivalPastTheEnd(t *testing.T) {
+	simulated(t, func(t *testing.T) {
+		n := newMemNetwork(1)
+		left := n.node(t, "left")
+		client := n.client(t.Context(), t, "client", "left:1")
+		there := route{"client", "left"}
+		cut := func() {
+			n.locked(func() { n.cut(there); n.refuse(there, errSilence) })
+			time.Sleep(20 * time.Millisecond)
+		}
+		producer := spawn(t, left, "producer", casty.StreamProducer[parcel](5))
+		sink := getSink(t, left, producer)
+		served, _ := played[casty.StreamConsumerMsg[parcel]](t, client, "served")
+		rival, heard := played[casty.StreamConsumerMsg[parcel]](t, left, "rival")
+		producer.Tell(client, casty.Subscribe[parcel]{Consumer: served})
+		producer.Tell(client, casty.StreamDemand[parcel]{Consumer: served, Demand: 5})
+		time.Sleep(2 * time.Second)
+		cut() // nobody can dial a client: what is for it is not even encoded
+		for i, fault := range []string{"", "not encoded", "", "", ""} {
+			if err := sink.Put(t.Context(), parcel{i, fault}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		synctest.Wait()
+		producer.Tell(left, casty.Subscribe[parcel]{Consumer: rival, From: 4})
+		n.locked(func() { n.refuse(there, nil) })
+		producer.Tell(client, casty.StreamDemand[parcel]{}) // from nobody: the client connects, and the producer sends
+		time.Sleep(20 * time.Millisecond)
+		cut()
+		wantError(t, sink.Complete(t.Context()), casty.ErrUnsendable)
+		hear[casty.StreamRefused[parcel]](t, heard)
+		got, err := tryConsume(t, left, producer)
+		if wantError(t, err, nil, "it leaks"); len(got) != 1 {
+			t.Errorf("got %v and %v", got, err)
+		}
+	})
+}
+
 func TestProducerIsReplacedByAnother(t *testing.T) {
 	simulated(t, func(t *testing.T) {
 		n := newMemNetwork(1)
