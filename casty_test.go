@@ -1787,6 +1787,49 @@ func TestEndIsHeardBeforeClose(t *testing.T) {
 	}
 }
 
+// A slowLog takes its time over what a producer says.
+type slowLog struct{ slog.Handler }
+
+func (slowLog) Enabled(context.Context, slog.Level) bool { return true }
+
+func (slowLog) Handle(_ context.Context, r slog.Record) error {
+	r.Attrs(func(a slog.Attr) bool {
+		from, _ := a.Value.Any().(casty.Address)
+		if a.Key == "from" && strings.HasSuffix(from.Name, "-producer") && r.Message == "casty: told" {
+			time.Sleep(time.Millisecond)
+		}
+		return true
+	})
+	return nil
+}
+
+// But what comes faster than the producer reads it must not keep it from stopping.
+// Here its log makes it slow.
+func TestFloodKeepsNoProducerFromStopping(t *testing.T) {
+	simulated(t, func(t *testing.T) {
+		system := casty.NewSystem(casty.Config{Logger: slog.New(slowLog{slog.DiscardHandler})})
+		defer system.Close()
+		_, producer := newSink(t, system, 0)
+		me := spawn(t, system, "me", deaf[toConsumer])
+		ctx, cancel := context.WithCancel(t.Context())
+		go func() {
+			for ctx.Err() == nil {
+				producer.Tell(system, casty.Subscribe[int]{Consumer: me})
+				time.Sleep(time.Millisecond / 2)
+			}
+		}()
+		time.Sleep(5 * time.Second)
+		casty.Stop(system, producer)
+		select {
+		case <-producer.Watch(t.Context(), system):
+		case <-time.After(time.Minute):
+			t.Error("it has not stopped")
+		}
+		cancel()
+		time.Sleep(time.Second)
+	})
+}
+
 // A position is one of the stream: what was said of it before, and comes late
 // or again, rewinds the producer at most, and never past what it has dropped.
 func TestLateWordsDoNoHarm(t *testing.T) {
