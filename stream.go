@@ -1046,7 +1046,7 @@ func (p *producer[E]) run() {
 		case <-p.self.Done():
 		}
 	}
-	for len(p.self.mailbox) > 0 { // perhaps the end has been acknowledged, and Complete returns nil
+	for range len(p.self.mailbox) { // perhaps the end has been acknowledged, and Complete returns nil
 		p.receive(<-p.self.mailbox)
 	}
 }
