@@ -81,6 +81,7 @@ import (
 	"encoding/gob"
 	"errors"
 	"fmt"
+	goscanner "go/scanner"
 	"io"
 	"iter"
 	"log"
@@ -104,6 +105,7 @@ import (
 	"syscall"
 	"testing"
 	"testing/synctest"
+	textscanner "text/scanner"
 	"time"
 
 	"casty"
@@ -1606,6 +1608,20 @@ func TestSpawnRefusesWhatCannotTravel(t *testing.T) {
 	type closed struct{ _ int }
 	_, err = casty.Spawn(system, "closed", deaf[closed])
 	refuse("casty_test.closed", err)
+}
+
+// Packages of one name are not one package.
+func TestTypesOfOneName(t *testing.T) {
+	a := startNode(t)
+	b := startNode(t, a.Address())
+	ref := spawn(t, a, "scanner", deaf[goscanner.Scanner])
+	mistaken := refTo[textscanner.Scanner](t, ref.Address().URI())
+	for _, at := range []*casty.System{a, b} {
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		_, err := casty.Ask(ctx, at, mistaken, func(casty.ActorRef[int]) (m textscanner.Scanner) { return m })
+		wantError(t, err, casty.ErrWrongType, "go/scanner.Scanner", "text/scanner.Scanner")
+	}
 }
 
 func TestSettingsOutOfRange(t *testing.T) {
