@@ -243,7 +243,7 @@ func newActor[M any](s *System, name string, mailbox int) (*Actor[M], error) {
 	self.accept = func(msg any) error {
 		m, ok := msg.(M)
 		if !ok {
-			return mismatch(self.takes, fmt.Sprintf("%T", msg))
+			return mismatch(self.takes, nameOf(reflect.TypeOf(msg)))
 		}
 		select {
 		case self.mailbox <- m:
@@ -287,7 +287,16 @@ func learn(values ...any) (err error) {
 }
 
 // typeName is how processes tell each other which messages an actor takes.
-func typeName[M any]() string { return reflect.TypeFor[M]().String() }
+func typeName[M any]() string { return nameOf(reflect.TypeFor[M]()) }
+
+// nameOf has the whole path of the package, because there may be others that end
+// alike.
+func nameOf(t reflect.Type) string {
+	if t == nil || t.PkgPath() == "" {
+		return fmt.Sprint(t)
+	}
+	return t.PkgPath() + "." + t.Name()
+}
 
 // ---- Its address, and what others can do with it.
 
