@@ -1638,6 +1638,7 @@ func TestSettingsOutOfRange(t *testing.T) {
 		{casty.Config{MaxMessage: math.MaxInt}, false, "MaxMessage"},
 		{casty.Config{Heartbeat: -1}, false, "Heartbeat"},
 		{casty.Config{Mailbox: -1}, false, "Mailbox"},
+		{casty.Config{Mailbox: math.MaxInt}, false, "Mailbox"},
 		{casty.Config{TLS: &tls.Config{}}, true, "TLS"},
 		{casty.Config{Address: taken.Address()}, true, "address already in use"},
 		{casty.Config{Address: "nowhere"}, true, `casty: start node "nowhere": `},
@@ -1664,6 +1665,9 @@ func TestSettingsWithoutAnError(t *testing.T) {
 		defer system.Close()
 		for _, window := range []int{math.MinInt, 0, math.MaxInt} {
 			sink, producer := newSink(t, system, -1)
+			large := casty.NewSystem(casty.Config{Mailbox: math.MaxInt, Logger: logger(t)})
+			defer large.Close()
+			spawn(t, large, "actor", deaf[int])
 			puts := putAll(t, sink, 10)
 			if got := consume(t, system, producer, casty.Window(window)); !slices.Equal(got, upTo(10)) {
 				t.Error(got)
