@@ -494,9 +494,10 @@ type System struct {
 
 // NewSystem makes a system whose actors are in this process only. It uses
 // Config's Name, Logger, Heartbeat and Mailbox. Since it cannot fail, numbers that
-// are not positive and names that cannot be in an address count as the defaults.
+// are not positive and names that cannot be in an address count as the defaults,
+// and a larger Mailbox as the largest.
 func NewSystem(cfg Config) *System {
-	cfg.Heartbeat, cfg.Mailbox = max(cfg.Heartbeat, 0), max(cfg.Mailbox, 0)
+	cfg.Heartbeat, cfg.Mailbox = max(cfg.Heartbeat, 0), max(0, min(cfg.Mailbox, maxMailbox))
 	if checkName("system", cfg.Name) != nil {
 		cfg.Name = ""
 	}
@@ -865,7 +866,7 @@ type Config struct {
 	// heartbeat are refused. Default 1s.
 	Heartbeat time.Duration
 	// Mailbox is how many messages wait for an actor before the next one is
-	// a dead letter. Default 512.
+	// a dead letter: up to 1048576, for which room is made at once. Default 512.
 	Mailbox int
 	// MaxMessage bounds a message on the network, in bytes: from 4 KiB to 1 GiB.
 	// Peers with another limit are refused. Default 1 MiB: gob
@@ -893,6 +894,7 @@ func (c Config) withDefaults() Config {
 const (
 	minMessage = 4 << 10 // so that what actors of this package say fits, with the longest names and reasons
 	maxMessage = 1 << 30
+	maxMailbox = 1 << 20
 )
 
 // check names the first setting that cannot work, for StartNode and Connect.
@@ -908,8 +910,8 @@ func (c Config) check() error {
 	switch {
 	case c.Heartbeat < 0:
 		return fmt.Errorf("the setting Heartbeat is %v: it must be positive", c.Heartbeat)
-	case c.Mailbox < 0:
-		return fmt.Errorf("the setting Mailbox is %d: it must be positive", c.Mailbox)
+	case c.Mailbox < 0 || c.Mailbox > maxMailbox:
+		return fmt.Errorf("the setting Mailbox is %d: it must be from 1 to %d", c.Mailbox, maxMailbox)
 	case c.MaxMessage < minMessage || c.MaxMessage > maxMessage:
 		return fmt.Errorf("the setting MaxMessage is %d: it must be from %d to %d", c.MaxMessage, minMessage, maxMessage)
 	}
