@@ -2602,6 +2602,49 @@ func TestClaimsCostNoMemory(t *testing.T) {
 	waitUntil(t, func() bool { return memory() < idle+8<<20 })
 }
 
+// A decoder keeps what it has been told of types as long as its connection lives.
+// Nobody needs so many.
+func TestTypesCostNoMemory(t *testing.T) {
+	uint := func(n uint32) string { return "\xfc" + string(binary.BigEndian.AppendUint32(nil, n)) } // as gob has it
+	name := strings.Repeat("x", 1_000_000)
+	node := startNode(t)
+	peer := greet(t, node, time.Second)
+	go peer.untilClosed()
+	before := memory()
+	for id := range uint32(100) {
+		structure := uint((1000+id)<<1-1) + "\x03\x01\x01" + uint(uint32(len(name))) + name + "\x00\x00\x00"
+		body := uint(uint32(len(structure))) + structure
+		peer.conn.Write(append(binary.BigEndian.AppendUint32(nil, uint32(len(body))), body...))
+	}
+	if held := int64(memory()) - int64(before); held > 32<<20 {
+		t.Errorf("100 types with long names take %d MiB", held>>20)
+	}
+}
+
+// What arrives does not depend on when the types were described.
+func TestMuchIsSent(t *testing.T) {
+	a := startNode(t)
+	b := startNode(t, a.Address())
+	producer := spawn(t, a, "producer", casty.StreamProducer[[]byte](1))
+	sink := getSink(t, a, producer)
+	ctx := t.Context()
+	go func() {
+		for n := range 300 {
+			sink.Put(ctx, bytes.Repeat([]byte{byte(n)}, 100_000))
+		}
+		sink.Complete(ctx)
+	}()
+	got, err := tryConsume(t, b, producer)
+	for n, element := range got {
+		if len(element) != 100_000 || element[0] != byte(n) {
+			t.Fatal(n, len(element), element[0])
+		}
+	}
+	if len(got) != 300 || err != nil || a.DeadLetters()+b.DeadLetters() > 0 {
+		t.Error(len(got), err, a.DeadLetters(), b.DeadLetters())
+	}
+}
+
 func TestTooLargeToSend(t *testing.T) {
 	a := startWith(t, casty.Config{MaxMessage: 10_000})
 	b := startWith(t, casty.Config{Seeds: []string{a.Address()}, MaxMessage: 10_000})
