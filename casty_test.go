@@ -1252,6 +1252,7 @@ func TestLimitsAreThoseOfTheCode(t *testing.T) {
 		"| dials under way at once, besides the seeds | 64 |":                 "maxDials = 64 ",
 		"| a hello | 4 KiB |":                                                 "maxHello = 4 << 10 ",
 		"| what describes a message's types | 64 KiB |":                       "maxTypes = 64 << 10 ",
+		"| what describes types, in all, to one decoder | 4 MiB |":            "maxDescribed = 4 << 20 ",
 		"| bytes that wait for a peer | 16 MiB |":                             "maxQueued = 16 << 20 ",
 		"| of these, if a run of the same stream is there | 512 KiB |":        "maxBulk = 1 << 19 ",
 		"| silence of a node | 4 heartbeats |":                                "unheard = 4 ",
@@ -2602,8 +2603,8 @@ func TestClaimsCostNoMemory(t *testing.T) {
 	waitUntil(t, func() bool { return memory() < idle+8<<20 })
 }
 
-// A decoder keeps what it has been told of types as long as its connection lives.
-// Nobody needs so many.
+// A decoder keeps what it has been told of types as long as it lives. Nobody needs
+// so many.
 func TestTypesCostNoMemory(t *testing.T) {
 	uint := func(n uint32) string { return "\xfc" + string(binary.BigEndian.AppendUint32(nil, n)) } // as gob has it
 	name := strings.Repeat("x", 1_000_000)
@@ -2618,30 +2619,6 @@ func TestTypesCostNoMemory(t *testing.T) {
 	}
 	if held := int64(memory()) - int64(before); held > 32<<20 {
 		t.Errorf("100 types with long names take %d MiB", held>>20)
-	}
-}
-
-// What arrives does not depend on when the types were described.
-func TestMuchIsSent(t *testing.T) {
-	a := startNode(t)
-	b := startNode(t, a.Address())
-	producer := spawn(t, a, "producer", casty.StreamProducer[[]byte](1))
-	sink := getSink(t, a, producer)
-	ctx := t.Context()
-	go func() {
-		for n := range 300 {
-			sink.Put(ctx, bytes.Repeat([]byte{byte(n)}, 100_000))
-		}
-		sink.Complete(ctx)
-	}()
-	got, err := tryConsume(t, b, producer)
-	for n, element := range got {
-		if len(element) != 100_000 || element[0] != byte(n) {
-			t.Fatal(n, len(element), element[0])
-		}
-	}
-	if len(got) != 300 || err != nil || a.DeadLetters()+b.DeadLetters() > 0 {
-		t.Error(len(got), err, a.DeadLetters(), b.DeadLetters())
 	}
 }
 
@@ -4588,6 +4565,7 @@ func TestRivalPastTheEnd(t *testing.T) {
 		time.Sleep(20 * time.Millisecond)
 		cut()
 		wantError(t, sink.Complete(t.Context()), casty.ErrUnsendable)
+		producer.Tell(left, casty.Subscribe[parcel]{Consumer: rival, From: 4})
 		hear[casty.StreamRefused[parcel]](t, heard)
 		got, err := tryConsume(t, left, producer)
 		if wantError(t, err, nil, "it leaks"); len(got) != 1 {

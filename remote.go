@@ -93,6 +93,7 @@ const (
 	protocolVersion = 2
 	maxHello        = 4 << 10  // bytes of a hello
 	maxTypes        = 64 << 10 // bytes that describe a message's types; not in MaxMessage, as they depend on what was sent before
+	maxDescribed    = 4 << 20  // bytes that describe types to one decoder, which keeps them
 	maxQueued       = 16 << 20 // bytes that may gather for a host
 	maxBulk         = 1 << 19  // bytes that may gather before one more run of a stream that has one there; twice as much is no faster
 	minShare        = 64 << 10 // bytes that a run may have, however many streams share maxBulk
@@ -371,12 +372,12 @@ func (o *outbox) encode(msg envelope, limit int) (err error) {
 	}
 	frame := o.out.Bytes()[start:]
 	size := len(frame) - 4
-	value, _ := measure(frame[4:]) // its bytes, without the types
+	types, value, _ := measure(frame[4:])
 	switch {
 	case value > limit: // if it is a share, the stream sends less, and nobody reads this
 		return fmt.Errorf("its %d bytes are more than MaxMessage, %d", value, o.limit)
-	case size-value > maxTypes:
-		return fmt.Errorf("its types take %d bytes to describe, which is more than %d", size-value, maxTypes)
+	case types > maxTypes:
+		return fmt.Errorf("its types take %d bytes to describe, which is more than %d", types, maxTypes)
 	}
 	binary.BigEndian.PutUint32(frame, flags|uint32(size))
 	return nil
@@ -636,7 +637,7 @@ func (l *link) read(conn net.Conn, raw *steady) error {
 	var frame bytes.Reader
 	var body []byte
 	dec := gob.NewDecoder(&frame)
-	doubtful := false
+	doubtful, described := false, 0 // what is known of the decoder
 	for {
 		next, fresh, err := readFrame(in, body, r.system.config.MaxMessage+maxTypes)
 		if err != nil {
@@ -644,16 +645,20 @@ func (l *link) read(conn net.Conn, raw *steady) error {
 		}
 		raw.reads = r.heartbeats(silence) // the peer has our hello, and is there
 		if fresh {
-			dec, doubtful = gob.NewDecoder(&frame), false
+			dec, doubtful, described = gob.NewDecoder(&frame), false, 0
 		}
 		switch body = next; {
 		case len(body) > 0:
+			types, value, _ := measure(body)
 			frame.Reset(body)
 			if msg, err := decode(dec); err == nil {
 				l.receive(msg)
 			} else {
 				l.reject(msg.To, err, doubtful)
-				doubtful = true
+				doubtful, types = true, types+value // which may have been another type
+			}
+			if described += types; described > maxDescribed {
+				return fmt.Errorf("the peer describes types in more than %d bytes", maxDescribed)
 			}
 		case fresh:
 			return io.EOF
@@ -905,35 +910,37 @@ func readFrame(in io.Reader, body []byte, limit int) (_ []byte, fresh bool, err 
 	if _, err = io.ReadFull(in, body); err != nil {
 		return nil, false, err
 	}
-	if _, whole := measure(body); !whole {
+	if _, _, whole := measure(body); !whole {
 		err = fmt.Errorf("a frame of %d bytes claims more than it holds", size)
 	}
 	return body, fresh, err
 }
 
 // measure takes a body apart as gob puts it together: any number of types, and
-// the value, each behind its length. A length below 128 is one byte; otherwise the
+// the value, each behind its length. It returns the bytes of all types, with their
+// lengths, and of the value. A length below 128 is one byte; otherwise the
 // first byte, as a signed one, is minus how many bytes follow with the length. A
 // body that is not whole is not for gob, which would allocate what it claims to
 // hold.
-func measure(body []byte) (value int, whole bool) {
-	for len(body) > 0 {
-		size, digits := uint64(body[0]), 0
+func measure(body []byte) (types, value int, whole bool) {
+	for rest := body; len(rest) > 0; {
+		types = len(body) - len(rest)
+		size, digits := uint64(rest[0]), 0
 		if size >= 128 {
-			size, digits = 0, -int(int8(body[0]))
+			size, digits = 0, -int(int8(rest[0]))
 		}
-		if digits > 8 || digits >= len(body) {
-			return value, false
+		if digits > 8 || digits >= len(rest) {
+			return types, value, false
 		}
-		for _, digit := range body[1 : 1+digits] {
+		for _, digit := range rest[1 : 1+digits] {
 			size = size<<8 | uint64(digit)
 		}
-		if body = body[1+digits:]; size > uint64(len(body)) {
-			return value, false
+		if rest = rest[1+digits:]; size > uint64(len(rest)) {
+			return types, value, false
 		}
-		value, body = int(size), body[size:]
+		value, rest = int(size), rest[size:]
 	}
-	return value, true
+	return types, value, true
 }
 
 func decode(dec *gob.Decoder) (msg envelope, err error) {
