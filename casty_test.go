@@ -1366,6 +1366,28 @@ func TestAsk(t *testing.T) {
 
 // Who has no time left does not ask, and does not subscribe; who runs out of
 // it stops waiting.
+// Of two replies one is read, and the other is a dead letter, whenever it comes.
+func TestSecondReplyIsADeadLetter(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		system := local(t)
+		twice := spawn(t, system, "twice", func(self *casty.Actor[double]) {
+			for m := range self.Messages() {
+				m.ReplyTo.Tell(self, 1)
+				m.ReplyTo.Tell(self, 2)
+			}
+		})
+		for range 100 {
+			if n, err := askDouble(t.Context(), system, twice, 0); n != 1 || err != nil {
+				t.Fatal(n, err)
+			}
+		}
+		synctest.Wait()
+		if n := system.DeadLetters(); n != 100 {
+			t.Errorf("%d dead letters instead of 100", n)
+		}
+	})
+}
+
 func TestAskAndGetSourceEndWithTheirContext(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		system := local(t)
