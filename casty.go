@@ -220,15 +220,20 @@ func live[M any](self *Actor[M], b Behavior[M]) {
 			s.config.Logger.Error("casty: an actor panicked", "actor", self.address,
 				"panic", panicked, "stack", string(debug.Stack()))
 		}
-		s.remove(self.cell, reason)
-		for len(self.mailbox) > 0 { // nobody adds to it any more, see post
-			s.deadLetter(self.address, <-self.mailbox, reason)
-		}
+		self.bury(reason)
 	}()
 	b(self)
 }
 
-// newActor makes an actor that others can reach. The caller owes it a remove, and
+// bury removes an actor. What is left in its mailbox are dead letters.
+func (self *Actor[M]) bury(reason error) {
+	self.in.remove(self.cell, reason)
+	for len(self.mailbox) > 0 { // nobody adds to it any more, see post
+		self.in.deadLetter(self.address, <-self.mailbox, reason)
+	}
+}
+
+// newActor makes an actor that others can reach. The caller owes it a bury, and
 // then a Done of running.
 func newActor[M any](s *System, name string, mailbox int) (*Actor[M], error) {
 	var zero M
@@ -409,7 +414,7 @@ func Ask[M, R any](ctx context.Context, from Place, to ActorRef[M], ask func(rep
 		return reply, err
 	}
 	defer s.running.Done()
-	defer s.remove(self.cell, ErrStopped)
+	defer self.bury(ErrStopped)
 	ended := to.watch(ctx, from, true)
 	if err := to.tell(from, ask(self.Ref())); err != nil {
 		return reply, err
