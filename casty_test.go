@@ -3060,6 +3060,31 @@ func TestServicesAreListedEverywhere(t *testing.T) {
 	waitForInstances(t, client, key, 0)
 }
 
+// What is listed is the loop's, which may shuffle it.
+func TestListingsAreYours(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		system := local(t)
+		keys := []casty.ServiceKey[int]{casty.NewServiceKey[int]("yours"), casty.NewServiceKey[int]("other")}
+		for name := range 3 {
+			spawn(t, system, fmt.Sprint(name), casty.Discoverable(keys[0], deaf[int]))
+		}
+		synctest.Wait()
+		turns := 0
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		for listing := range casty.Listings(ctx, system, keys[0]) {
+			turns++
+			slices.Reverse(listing.Instances)
+			if turns == 1 {
+				spawn(t, system, "other", casty.Discoverable(keys[1], deaf[int]))
+			}
+		}
+		if turns != 1 {
+			t.Errorf("%d listings, though nothing has changed", turns)
+		}
+	})
+}
+
 func TestNodeThatStopsLeaves(t *testing.T) {
 	key := casty.NewServiceKey[double]("doubler")
 	a := startNode(t)
