@@ -107,6 +107,7 @@ import (
 	"testing/synctest"
 	textscanner "text/scanner"
 	"time"
+	"unicode/utf8"
 
 	"casty"
 )
@@ -2127,6 +2128,18 @@ func TestFail(t *testing.T) {
 			})
 		}
 	}
+}
+
+func TestLongCauseIsCutBetweenCharacters(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		system := local(t)
+		sink, producer := newSink(t, system, 0)
+		go sink.Fail(t.Context(), errors.New("a"+strings.Repeat("é", 1000)))
+		_, err := tryConsume(t, system, producer)
+		if wantError(t, err, nil, "aé"); !utf8.ValidString(err.Error()) {
+			t.Errorf("it ends with %q", err.Error()[len(err.Error())-9:])
+		}
+	})
 }
 
 func TestProducerStopsBeforeCompletion(t *testing.T) {
