@@ -474,7 +474,7 @@ func doing(err *error, format string, what ...any) {
 // brief is the text of an error for a peer: a message of it is always small enough.
 func brief(err error) string {
 	text := err.Error()
-	return text[:min(len(text), 1024)]
+	return strings.ToValidUTF8(text[:min(len(text), 1024)], "")
 }
 
 // ---- The actors of a process, and how messages find them.
