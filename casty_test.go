@@ -97,6 +97,7 @@ import (
 	"regexp"
 	"runtime"
 	"runtime/debug"
+	"runtime/metrics"
 	"slices"
 	"strconv"
 	"strings"
@@ -5361,9 +5362,9 @@ func BenchmarkDiscovery(b *testing.B) {
 			joined := time.Since(start)
 			const idle = 2 * time.Second
 			time.Sleep(time.Second) // until what came with joining is over
-			before := processorTime(b)
+			before := processorTime()
 			time.Sleep(idle)
-			used := processorTime(b) - before
+			used := processorTime() - before
 			held := float64(memory()) - float64(empty) // less, if the collector has only now freed what was before
 			for i := 0; b.Loop(); i++ {
 				key := casty.NewServiceKey[double](fmt.Sprint("service-", i))
@@ -5384,12 +5385,11 @@ func BenchmarkDiscovery(b *testing.B) {
 }
 
 // processorTime is what this process has used so far.
-func processorTime(b *testing.B) time.Duration {
-	var usage syscall.Rusage
-	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &usage); err != nil {
-		b.Fatal(err)
-	}
-	return time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
+func processorTime() time.Duration {
+	runtime.GC() // which is when they are brought up to date
+	times := []metrics.Sample{{Name: "/cpu/classes/total:cpu-seconds"}, {Name: "/cpu/classes/idle:cpu-seconds"}}
+	metrics.Read(times)
+	return time.Duration((times[0].Value.Float64() - times[1].Value.Float64()) * float64(time.Second))
 }
 
 func twoNodes(b *testing.B, window int) (from, to *casty.System) {
