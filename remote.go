@@ -197,11 +197,11 @@ func (r *remote) route(host string) (*route, error) {
 	return r.newRoute(host, l), nil
 }
 
-// dials counts the routes whose link is not open yet, but for those to seeds. The
+// dials counts the routes whose link has no connection yet, but for those to seeds. The
 // caller holds r.mu.
 func (r *remote) dials() (n int) {
 	for host, way := range r.routes {
-		if !way.link.open() && !slices.Contains(r.system.config.Seeds, host) {
+		if way.link.host == "" && !slices.Contains(r.system.config.Seeds, host) {
 			n++
 		}
 	}
