@@ -247,10 +247,11 @@ func Listings[M any](ctx context.Context, from Place, key ServiceKey[M]) iter.Se
 		var last []ServiceInstance[M]
 		for first := true; ctx.Err() == nil && s.ctx.Err() == nil; first = false {
 			listing, changed := lookup(from, key)
-			if (first || !slices.Equal(listing.Instances, last)) && !yield(listing) {
+			news := first || !slices.Equal(listing.Instances, last)
+			last = slices.Clone(listing.Instances) // the listing itself is the user's
+			if news && !yield(listing) {
 				return
 			}
-			last = slices.Clone(listing.Instances) // the user may change the listing
 			select {
 			case <-changed:
 			case <-ctx.Done():
