@@ -695,7 +695,7 @@ func (c *consumer[E]) onTick() {
 	case c.phase == unsubscribed:
 		return
 	case !c.waiting.IsZero() && time.Since(c.waiting) >= c.peerTimeout:
-		c.quit(fmt.Errorf("no answer for %v: %w", c.peerTimeout, cmp.Or(c.lost, ErrUnreachable)))
+		c.quit(fmt.Errorf("%w (no answer for %v)", cmp.Or(c.lost, ErrUnreachable), c.peerTimeout))
 		return
 	}
 	watchPeer[E](c.self, c.producer)
