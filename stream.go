@@ -679,9 +679,9 @@ func (c *consumer[E]) onLost(err error) {
 	switch {
 	case errors.Is(err, ErrUnreachable):
 		c.lost = err
-		c.retry.pause = 1 // so that onTick subscribes
+		c.retry.begin(c.received) // so that the next onTick subscribes
 	case errors.Is(err, ErrUnsendable):
-		c.retry.pause = 1
+		c.retry.begin(c.received)
 	case errors.Is(err, ErrStopped) && !c.tookNothing():
 		c.quit(fmt.Errorf("%w: the producer has %w", ErrCannotResume, err)) // "has stopped"
 	default:
@@ -718,10 +718,13 @@ type backoff struct {
 	longest int    // ticks that a pause may have: a third of PeerTimeout, so that three Subscribes at least go unanswered before the end
 }
 
+// begin makes the next tick due, unless something new has come by then.
+func (b *backoff) begin(position uint64) { b.reached, b.waited, b.pause = position, 0, 1 }
+
 // due is called once per tick.
 func (b *backoff) due(position uint64) bool {
 	if position > b.reached {
-		b.reached, b.waited, b.pause = position, 0, 1
+		b.begin(position)
 		return false
 	}
 	if b.waited++; b.waited < b.pause {
