@@ -200,7 +200,7 @@ func TestButtonsAndKeysInABrowser(t *testing.T) {
 	narrow.look("narrow-held")
 	narrow.key(" ")
 	narrow.key("k")
-	wide.until("the window is larger", "p.Window == 8 && document.querySelector('#window').value == '8'")
+	wide.until("the window is larger", "p.Window == 7 && document.querySelector('#window').value == '7'")
 	narrow.key("n")
 	narrow.until("a button that cannot be pressed is not", "document.querySelector('#said').textContent == '' && p.Readers.length == 1")
 	narrow.key("c")

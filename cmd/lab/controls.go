@@ -1,111 +1,89 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"sync"
+	"slices"
 	"time"
 )
 
-// A lab has one run at a time, which all pages show.
-type lab struct {
-	heartbeat time.Duration
-
-	mu  sync.Mutex // one button after the other; guards what follows
-	run *run
+// A control is a button of the page. Two that end in - and + are for a number.
+type control struct {
+	Group, Name, Label, Key string
+	kind                    kind
+	press                   func(*run) // the caller holds run.mu
 }
 
-func (l *lab) now() *run {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.run
+// A kind of button begins a new run, since the ends of a stream are given their
+// buffer and window when they are spawned, or does not work without something.
+type kind string
+
+const (
+	plain      kind = "always works"
+	anew       kind = "begins a run"
+	aConsumer  kind = "there is no consumer"
+	noConsumer kind = "there is a consumer: another would be a rival"
+	noEnd      kind = "the stream has its end already"
+)
+
+var controls = []control{
+	{"Time", "pause", "Pause", " ", plain, (*run).pause},
+	{"Time", "step", "One step", ".", plain, (*run).step},
+	{"Time", "anew", "Start anew", "0", anew, func(*run) {}},
+	{"Producer", "produce-", "pace", "q", plain, func(r *run) { r.Produce = max(1, r.Produce/2) }},
+	{"Producer", "produce+", "pace", "w", plain, func(r *run) { r.Produce = min(2*r.Produce, 50) }},
+	{"Producer", "buffer-", "buffer", "a", anew, func(r *run) { r.Buffer = max(0, r.Buffer-1) }},
+	{"Producer", "buffer+", "buffer", "s", anew, func(r *run) { r.Buffer = min(r.Buffer+1, 16) }},
+	{"Producer", "complete", "Complete", "e", noEnd, (*run).complete},
+	{"Producer", "fail", "Fail", "f", noEnd, (*run).fail},
+	{"Network", "cut", "Cut", "c", plain, (*run).cut},
+	{"Network", "stall", "Stall for 5 s", "t", plain, (*run).stall},
+	{"Network", "latency", "300 ms latency", "l", plain, func(r *run) { r.Latency = 300 - r.Latency }},
+	{"Network", "bandwidth", "1 % bandwidth", "b", plain, func(r *run) { r.Bandwidth = 101 - r.Bandwidth }},
+	{"Consumer", "consume-", "pace", "o", plain, func(r *run) { r.Consume = max(1, r.Consume/2) }},
+	{"Consumer", "consume+", "pace", "p", plain, func(r *run) { r.Consume = min(2*r.Consume, 50) }},
+	{"Consumer", "window-", "window", "j", anew, func(r *run) { r.Window = max(1, r.Window-1) }},
+	{"Consumer", "window+", "window", "k", anew, func(r *run) { r.Window = min(r.Window+1, 16) }},
+	{"Consumer", "kill", "Kill", "x", aConsumer, (*run).kill},
+	{"Consumer", "another", "Another", "n", noConsumer, (*run).subscribe},
+	{"Consumer", "rival", "A rival", "r", aConsumer, (*run).subscribe},
+	{"Consumer", "cancel", "Cancel", "g", aConsumer, func(r *run) { r.consumer().leave(errors.New("has cancelled")) }},
 }
 
-// begin ends a run, and begins the next: a scenario or, without a name, one that
-// does what the buttons say. The caller holds l.mu.
-func (l *lab) begin(story string, s settings) error {
-	number := 1
-	if l.run != nil {
-		l.run.close()
-		number = l.run.Run + 1
+// press does what a button stands for, or says why it cannot.
+func (l *lab) press(button string) (err error) {
+	l.buttons.Lock()
+	defer l.buttons.Unlock()
+	if s, ok := scenarios[button]; ok {
+		return l.begin(button, s)
 	}
-	l.run = newRun(l.heartbeat, picture{Run: number, Story: story, settings: s})
-	if err := l.run.start(); err != nil || story == "" {
-		return err
-	}
-	l.run.going.Go(func() { l.run.play(scenarios[story]) })
-	return nil
-}
-
-// press does what a button stands for, or says why it cannot. A new run begins
-// for another buffer or window, which an end is given when it is spawned.
-func (l *lab) press(button string, value int) (err error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	s := settings{Produce: 2, Consume: 2, Buffer: 4, Window: 6}
-	if l.run != nil {
-		l.run.look(func() { s = l.run.settings })
-	}
-	s.Elements = 0
-	switch story, isStory := scenarios[button]; {
-	case isStory:
-		return l.begin(button, story.settings)
-	case button == "buffer":
-		s.Buffer = max(0, min(value, 16))
-	case button == "window":
-		s.Window = max(1, min(value, 16))
-	case button != "anew":
-		l.run.change(func() { err = l.run.press(button, value) })
-		return err
-	}
-	return l.begin("", s)
-}
-
-// press is for the buttons that need no new run. The caller holds r.mu.
-func (r *run) press(button string, value int) error {
-	rd := r.current()
-	switch {
-	case rd == nil && (button == "kill" || button == "cancel" || button == "rival"):
-		return errors.New("there is no consumer")
-	case rd != nil && button == "another":
-		return errors.New("there is a consumer: another would be a rival")
-	case r.Ending && (button == "complete" || button == "fail"):
-		return errors.New("the stream has its end already")
-	}
-	switch button {
-	case "produce":
-		r.Produce = max(1, min(value, 50))
-	case "consume":
-		r.Consume = max(1, min(value, 50))
-	case "pause":
-		r.pause()
-	case "step":
-		r.letOne()
-	case "cut", "stall", "latency", "bandwidth":
-		r.disturb(button)
-	case "kill":
-		rd.Killed = true
-		rd.kill()
-	case "cancel":
-		rd.leave()
-	case "another", "rival":
-		return r.subscribe()
-	case "complete":
-		r.finish("Complete", r.sink.Complete)
-	case "fail":
-		r.finish("Fail", func(ctx context.Context) error { return r.sink.Fail(ctx, errors.New("the sensor is broken")) })
-	default:
+	i := slices.IndexFunc(controls, func(c control) bool { return c.Name == button })
+	if i < 0 {
 		return fmt.Errorf("there is no button %q", button)
 	}
-	return nil
+	c, r := controls[i], l.run.Load()
+	r.change(func() {
+		works := map[kind]bool{plain: true, anew: true, aConsumer: r.consumer() != nil, noConsumer: r.consumer() == nil, noEnd: !r.Ending}
+		switch {
+		case !works[c.kind]:
+			err = errors.New(string(c.kind))
+		case c.kind == anew:
+			next := &run{picture: picture{settings: r.settings}}
+			c.press(next)
+			next.Elements = 0
+			err = l.begin("", scenario{settings: next.settings})
+		default:
+			c.press(r)
+		}
+	})
+	return err
 }
 
-// current is the consumer that is served or, if none is, the last to come.
-func (r *run) current() (current *reader) {
-	for _, rd := range r.Readers {
-		if rd.Fate == "" && (current == nil || !current.Served) {
-			current = rd
+// consumer is the one that is served or, if none is, the last to come.
+func (r *run) consumer() (current *process) {
+	for _, p := range r.Readers {
+		if p.Fate == "" && (current == nil || !current.Served) {
+			current = p
 		}
 	}
 	return current
@@ -114,54 +92,51 @@ func (r *run) current() (current *reader) {
 // pause makes time stand still, or go on.
 func (r *run) pause() {
 	if r.Standing = !r.Standing; r.Standing {
-		r.moving = make(chan struct{})
+		r.gate = make(chan struct{})
 	} else {
-		close(r.moving)
+		close(r.gate)
 	}
 }
 
-// letOne lets one message leave, or one user go on. Time stands still then.
-func (r *run) letOne() {
+// step lets one message leave, or one user go on. Time stands still then.
+func (r *run) step() {
+	if !r.Standing {
+		r.pause()
+	}
 	select {
-	case r.step <- struct{}{}:
+	case r.gate <- struct{}{}:
 	default: // nobody waits
-		if !r.Standing {
-			r.pause()
-		}
 	}
 }
 
-// disturb does to the network what networks do.
-func (r *run) disturb(how string) {
-	n := r.network
-	switch how {
-	case "cut":
-		r.note(event{What: "note", Text: "every connection is cut"})
-		n.set(n.cut)
-	case "stall":
-		r.Stalled, r.stalledAt, r.Noticed = true, r.now(), 0
-		n.set(func() { n.stalled = time.Now().Add(5 * r.heartbeat) })
-		time.AfterFunc(5*r.heartbeat, func() { r.change(func() { r.Stalled = r.now() < r.stalledAt+5 }) })
-	case "latency":
-		r.Latency = !r.Latency
-		n.set(func() { n.latency = map[bool]time.Duration{true: 3 * r.heartbeat / 10}[r.Latency] })
-	case "bandwidth":
-		r.Slow = !r.Slow
-		n.set(func() {
-			n.perByte = r.heartbeat / map[bool]time.Duration{false: bandwidth, true: bandwidth / 100}[r.Slow]
-		})
+func (r *run) cut() {
+	r.note(event{What: "cut", Text: "every connection is cut"})
+	r.network.cut()
+}
+
+func (r *run) stall() {
+	r.note(event{What: "stall", Text: "nothing passes for 5 s"})
+	r.network.stalled.Store(time.Now().Add(r.seconds(5)).UnixNano())
+}
+
+func (r *run) kill() {
+	if p := r.consumer(); p != nil { // a scenario presses this, whatever else was pressed
+		p.kill(errors.New(killed))
 	}
+}
+
+func (r *run) complete() { r.finish("Complete", func() error { return r.sink.Complete(r.ctx) }) }
+func (r *run) fail() {
+	r.finish("Fail", func() error { return r.sink.Fail(r.ctx, errors.New("the sensor is broken")) })
 }
 
 // finish ends the stream from the producer's side, and does not wait until the
 // consumer has everything.
-func (r *run) finish(what string, end func(context.Context) error) {
+func (r *run) finish(what string, end func() error) {
 	r.Ending = true
-	r.hush()
-	r.going.Go(func() {
-		<-r.quiet
-		began := r.now()
-		err := end(r.ctx)
-		r.change(func() { r.Took = r.now() - began; r.over(what, err) })
+	r.note(event{What: "calls", From: "producer", Text: what + " is called"})
+	r.lab.going.Go(func() {
+		err := end()
+		r.change(func() { r.over(what, err) })
 	})
 }

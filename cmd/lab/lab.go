@@ -1,13 +1,13 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
-	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"casty"
@@ -16,80 +16,81 @@ import (
 // An Element carries its number, so that the elements alone tell whether one is
 // missing, or comes twice. Its ballast makes a slow connection felt.
 type Element struct {
-	Number  uint64
+	Number  int
 	Ballast [64]byte
 }
 
 func (e Element) String() string { return fmt.Sprint(e.Number) }
 
-const bandwidth = 100 << 10 // bytes per heartbeat, in each direction of a connection
-
 var key = casty.NewServiceKey[casty.StreamProducerMsg[Element]]("numbers")
 
-// settings are those of the stream and its users.
-type settings struct {
-	Produce, Consume int // elements per heartbeat
-	Buffer, Window   int
-	Elements         int // to be put; 0: without end
+// A lab has one run at a time, which all pages show.
+type lab struct {
+	ctx    context.Context
+	second time.Duration  // the heartbeat, and the unit of all times, so that a test can be fast
+	going  sync.WaitGroup // the goroutines of all runs
+
+	buttons sync.Mutex // one after the other
+	run     atomic.Pointer[run]
 }
 
 // A run is one stream from its beginning. The producer is on one node, and each
 // consumer in a client; they find each other through another node, the seed.
 type run struct {
-	heartbeat time.Duration // the unit of all times, so that a test can be fast
-	began     time.Time
-	ctx       context.Context
-	end       context.CancelFunc
-	going     sync.WaitGroup // all goroutines but those of the network
-	network   *network
-	seeds     []string
-	sink      *casty.SinkRef[Element]
-	putting   context.Context // ends before the stream does
-	hush      context.CancelFunc
-	quiet     chan struct{} // closed when nothing more is put
-	step      chan struct{} // lets through who has waited longest, while time stands still
+	lab     *lab
+	began   time.Time
+	ctx     context.Context
+	end     context.CancelFunc
+	network network
+	seeds   []string
+	sink    *casty.SinkRef[Element]
 
 	mu sync.Mutex // guards what follows
 	picture
-	stalledAt float64
-	events    []event
-	next      int               // the number of the next event
-	ends      map[string]string // of the stream, by what peers call their process
-	moving    chan struct{}     // closed while time goes on
-	changed   chan struct{}     // closed, and replaced, with each change
+	events []event
+	next   int               // the number of the next event
+	names  map[string]string // of processes, by what peers call them
+	gate   chan struct{}     // closed while time goes on; else it lets through who has waited longest
+	steps  []step            // that the scenario has yet to take
 }
 
-// A reader is a consumer's user.
-type reader struct {
+// A process is a node or, with a consumer and its user, a client. Pages are told
+// what is exported here of clients.
+type process struct {
 	Name, Fate                string // no Fate: it goes on
-	First, Received, Consumed uint64 // positions: where it began, and before which it holds or has consumed all
-	Served, Killed            bool
-	Began, Ended              float64
-	kill                      context.CancelFunc // ends its process
-	leave                     context.CancelFunc // ends its loop
+	Served                    bool
+	First, Received, Consumed int // positions: where it began, and before which it holds or has consumed all
+	ctx, loop                 context.Context
+	kill, leave               context.CancelCauseFunc // end ctx, and the loop alone
 }
 
-func newRun(heartbeat time.Duration, p picture) *run {
-	p.missing, p.Said, p.Ending = map[uint64]bool{}, map[string]int{}, true // until it has started
-	r := &run{heartbeat: heartbeat, began: time.Now(), picture: p, ends: map[string]string{}, network: &network{wires: map[*wire]bool{}},
-		quiet: make(chan struct{}), step: make(chan struct{}), moving: make(chan struct{}), changed: make(chan struct{})}
-	r.network.perByte = heartbeat / bandwidth
-	r.ctx, r.end = context.WithCancel(context.Background())
-	r.putting, r.hush = context.WithCancel(r.ctx)
-	close(r.moving)
-	return r
+const killed = "killed"
+
+// begin ends a run, and begins another. The caller holds l.buttons.
+func (l *lab) begin(story string, s scenario) error {
+	r := &run{lab: l, began: time.Now(), names: map[string]string{}, gate: make(chan struct{}), steps: s.steps,
+		picture: picture{Run: time.Now().UnixMicro(), Story: story, settings: s.settings}}
+	close(r.gate)
+	r.network.second, r.network.going = l.second, &l.going
+	r.ctx, r.end = context.WithCancel(l.ctx)
+	if err := r.start(); err != nil {
+		r.end()
+		return err
+	}
+	if old := l.run.Swap(r); old != nil {
+		old.end()
+	}
+	return nil
 }
 
 // start starts the nodes, the stream and its first consumer.
-func (r *run) start() error {
-	seed, err := r.join(r.ctx, "")
-	if err != nil {
-		return err
-	}
-	r.seeds = []string{seed.Address()}
-	node, err := r.join(r.ctx, "producer")
-	if err != nil {
-		return err
+func (r *run) start() (err error) {
+	var node *casty.System
+	for _, name := range []string{"seed", "producer"} {
+		if node, err = r.join(&process{Name: name, ctx: r.ctx}, casty.StartNode); err != nil {
+			return err
+		}
+		r.seeds = append(r.seeds, node.Address())
 	}
 	producer, err := casty.Spawn(node, "producer", casty.Discoverable(key, casty.StreamProducer[Element](r.Buffer)))
 	if err != nil {
@@ -98,180 +99,135 @@ func (r *run) start() error {
 	if r.sink, err = casty.GetSink(r.ctx, node, producer); err != nil {
 		return err
 	}
-	r.going.Go(r.produce)
-	r.change(func() { r.Ending, err = false, r.subscribe() })
-	return err
+	r.lab.going.Go(r.produce)
+	r.change(r.subscribe)
+	return nil
 }
 
-// close ends everything that the run has started.
-func (r *run) close() {
-	r.end()
-	r.going.Wait()
-	r.network.carrying.Wait()
-	r.change(func() {})
+// join starts a process's system, which is closed when the process ends.
+func (r *run) join(p *process, start func(casty.Config) (*casty.System, error)) (*casty.System, error) {
+	system, err := start(casty.Config{Name: "lab", Heartbeat: r.lab.second, Seeds: r.seeds,
+		Dial: r.network.dial(p.ctx), Logger: slog.New(tap{slog.DiscardHandler, r, p})})
+	if err != nil {
+		return nil, err
+	}
+	r.change(func() { r.names[system.Address()] = p.Name })
+	r.lab.going.Go(func() { <-p.ctx.Done(); system.Close() })
+	return system, nil
 }
 
-// join starts a process for an end of the stream, or for none: a client for a
-// consumer, else a node. It is closed when its context ends.
-func (r *run) join(process context.Context, end string) (s *casty.System, err error) {
-	cfg := casty.Config{Name: "lab", Heartbeat: r.heartbeat, Seeds: r.seeds,
-		Dial: r.network.dial(process), Logger: slog.New(tap{slog.DiscardHandler, r, process, end})}
-	if strings.HasPrefix(end, "reader") {
-		s, err = casty.Connect(process, cfg)
-	} else {
-		l, failed := net.Listen("tcp", "127.0.0.1:0")
-		if failed != nil {
-			return nil, failed
-		}
-		cfg.Address, cfg.Listener = l.Addr().String(), listener{l, r.network, process}
-		s, err = casty.StartNode(cfg)
-	}
-	if err == nil {
-		r.change(func() { r.ends[s.Address()] = end })
-		r.going.Go(func() {
-			<-process.Done()
-			s.Close()
-		})
-	}
-	return s, err
-}
-
-// pass returns at once while time goes on. Otherwise it says that its caller
-// waits, and returns when a step lets it through.
-func (r *run) pass(ctx context.Context, waits func()) {
-	var moving chan struct{}
-	r.look(func() { moving = r.moving })
-	select {
-	case <-moving:
-		return
-	default:
-		r.change(waits)
-	}
-	select {
-	case <-moving:
-	case <-r.step:
-	case <-ctx.Done():
-	}
-}
+func (r *run) seconds(n float64) time.Duration { return time.Duration(n * float64(r.lab.second)) }
+func (r *run) now() float64                    { return float64(time.Since(r.began)) / float64(r.lab.second) }
 
 // rest is a user's pause between two elements. It returns false once ctx has ended.
 func (r *run) rest(ctx context.Context, pace *int) bool {
 	var pause time.Duration
-	r.look(func() { pause = r.heartbeat / time.Duration(*pace) })
+	r.change(func() { pause = r.seconds(1 / float64(*pace)) })
 	select {
 	case <-time.After(pause):
 	case <-ctx.Done():
 	}
-	r.pass(ctx, func() {})
+	r.pass(ctx, event{What: "held"})
 	return ctx.Err() == nil
+}
+
+// pass returns at once while time goes on. Otherwise its caller is held, which e
+// says, until a step lets it through.
+func (r *run) pass(ctx context.Context, e event) {
+	var gate chan struct{}
+	r.change(func() {
+		if gate = r.gate; r.Standing {
+			r.note(e)
+		}
+	})
+	select {
+	case <-gate:
+	case <-ctx.Done():
+	}
 }
 
 // produce is the producer's user, who puts one number after the other.
 func (r *run) produce() {
-	defer close(r.quiet)
-	for n := 0; (n == 0 || n != r.Elements) && r.rest(r.putting, &r.Produce); n++ {
+	var err error
+	for n := 0; err == nil && (n == 0 || n != r.Elements) && r.rest(r.ctx, &r.Produce); n++ {
 		began := r.now()
-		blocks := time.AfterFunc(r.heartbeat/20, func() { r.change(func() { r.Blocked = true }) })
-		err := r.sink.Put(r.putting, Element{Number: uint64(n)})
+		blocks := time.AfterFunc(r.seconds(0.05), func() { r.change(func() { r.Blocked = r.Put == n }) })
+		err = r.sink.Put(r.ctx, Element{Number: n})
 		blocks.Stop()
 		r.change(func() {
-			if r.Blocked {
-				r.Blocked, r.Waited = false, r.Waited+r.now()-began
-			}
+			r.Blocked = false
+			r.Waited += r.now() - began
 			if err == nil {
 				r.Put++
-			} else if r.putting.Err() == nil {
+			} else if !r.Ending {
 				r.over("Put", err)
 			}
 		})
-		if err != nil {
-			return
-		}
 	}
 }
 
 // over notes that the stream is, for the producer's user. The caller holds r.mu.
 func (r *run) over(what string, err error) {
-	r.Ending, r.Over = true, true
-	r.note(event{What: "note", From: "producer", Text: what + " returns " + brief(err)})
-}
-
-// brief is what an error says behind the address of the stream.
-func brief(err error) string {
-	text := fmt.Sprint(err)
-	if _, behind, found := strings.Cut(text, "/producer: "); found {
-		return behind
-	}
-	return strings.Trim(text, "<>")
+	r.Ending = true
+	r.note(event{What: "returns", From: "producer", Text: fmt.Sprintf("%s returns %v", what, err)})
 }
 
 const maxReaders = 50 // of a run, since a page is told of all
 
-// subscribe adds a consumer, in a client of its own. The caller holds r.mu.
-func (r *run) subscribe() error {
+// subscribe adds a consumer, in a client of its own. The client stays when the user
+// has left, so that the consumer's last word is heard. The caller holds r.mu.
+func (r *run) subscribe() {
 	if len(r.Readers) == maxReaders {
-		return errors.New("too many consumers have come: start anew")
+		r.note(event{What: "refuses", Text: "no more consumers come: start anew"})
+		return
 	}
-	process, kill := context.WithCancel(r.ctx)
-	loop, leave := context.WithCancel(process)
-	rd := &reader{Name: fmt.Sprintf("reader-%d", len(r.Readers)+1), Began: r.now(), kill: kill, leave: leave}
-	r.Readers = append(r.Readers, rd)
-	r.going.Go(func() {
-		defer kill()
-		stopped, err := r.consume(process, loop, rd)
+	p := &process{Name: fmt.Sprintf("reader-%d", len(r.Readers)+1)}
+	p.ctx, p.kill = context.WithCancelCause(r.ctx)
+	p.loop, p.leave = context.WithCancelCause(p.ctx)
+	r.Readers = append(r.Readers, p)
+	r.note(event{What: "comes", From: p.Name, Text: "comes"})
+	r.lab.going.Go(func() {
+		err := r.consume(p)
 		r.change(func() {
-			rd.Fate, rd.Ended = brief(err), r.now()
-			switch {
-			case rd.Killed:
-				rd.Fate = "killed"
-			case loop.Err() != nil:
-				rd.Fate = "has cancelled"
-			case err == nil:
-				rd.Fate = "has everything"
+			if err == nil && p.loop.Err() == nil {
 				r.reach(r.Put)
 			}
-			r.audit(r.Readers)
-			r.note(event{What: "note", From: rd.Name, Text: rd.Fate})
+			p.Fate = cmp.Or(context.Cause(p.loop), err, errors.New("has everything")).Error()
+			r.note(event{What: "ends", From: p.Name, Text: p.Fate})
 		})
-		select {
-		case <-stopped: // its last word has been heard
-		case <-process.Done():
-		}
 	})
-	return nil
 }
 
 // consume is a consumer's user, who finds the producer in the listing, and takes
 // time for each element.
-func (r *run) consume(process, loop context.Context, rd *reader) (stopped <-chan error, err error) {
-	client, err := r.join(process, rd.Name)
+func (r *run) consume(p *process) error {
+	client, err := r.join(p, func(cfg casty.Config) (*casty.System, error) { return casty.Connect(p.ctx, cfg) })
 	if err != nil {
-		return nil, err
+		return err
 	}
 	var producer casty.ActorRef[casty.StreamProducerMsg[Element]]
-	for listing := range casty.Listings(loop, client, key) {
+	for listing := range casty.Listings(p.loop, client, key) {
 		if len(listing.Instances) > 0 {
 			producer = listing.Instances[0].Ref
 			break
 		}
 	}
 	// Time can stand still for as long as PeerTimeout.
-	consumer, err := casty.Spawn(client, rd.Name, casty.StreamConsumer(producer, casty.Window(r.Window), casty.PeerTimeout(24*time.Hour)))
+	consumer, err := casty.Spawn(client, p.Name, casty.StreamConsumer(producer, casty.Window(r.Window), casty.PeerTimeout(24*time.Hour)))
 	if err != nil {
-		return nil, err
+		return err
 	}
-	stopped = consumer.Watch(process, client)
-	source, err := casty.GetSource(loop, client, consumer)
+	source, err := casty.GetSource(p.loop, client, consumer)
 	if err != nil {
-		return stopped, err
+		return err
 	}
-	for element, err := range source.All(loop) {
+	for element, err := range source.All(p.loop) {
 		if err != nil {
-			return stopped, err
+			return err
 		}
-		if r.rest(loop, &r.Consume) {
-			r.change(func() { r.count(rd, element.Number, r.Readers) })
+		if r.rest(p.loop, &r.Consume) {
+			r.change(func() { r.count(p, element.Number) })
 		}
 	}
-	return stopped, nil
+	return nil
 }

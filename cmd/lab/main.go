@@ -11,119 +11,94 @@
 //	watch.go      what the log says, for pages; and the counter
 //	controls.go   the buttons
 //	scenarios.go  buttons that are pressed by themselves
-//	page.html     the page, which does the drawing
+//	page.html     draws, explains and sums up what it is told
 package main
 
 import (
+	"bytes"
 	"context"
-	"crypto/sha256"
 	_ "embed"
-	"encoding/base64"
-	"errors"
 	"flag"
 	"fmt"
+	"html/template"
 	"io"
 	"net"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"os"
 	"os/signal"
-	"strconv"
-	"strings"
-	"syscall"
 	"time"
 )
 
 func main() {
 	address := flag.String("address", "127.0.0.1:25530", "`host:port` of the page; port 0 takes a free one")
-	heartbeat := flag.Duration("heartbeat", time.Second, "what the page calls a second; more is slow motion")
 	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	context.AfterFunc(ctx, stop) // so that a second Ctrl-C does not wait for anything
-	if err := serve(ctx, *address, *heartbeat, os.Stdout); err != nil {
+	if err := serve(ctx, *address, time.Second, os.Stdout); err != nil {
 		fmt.Fprintln(os.Stderr, "lab:", err)
 		os.Exit(1)
 	}
 }
 
-// serve serves the page until ctx ends.
-func serve(ctx context.Context, address string, heartbeat time.Duration, out io.Writer) error {
-	if least := 10 * time.Millisecond; heartbeat < least {
-		return fmt.Errorf("the heartbeat is %v: it must be at least %v", heartbeat, least)
-	}
+// serve serves the page until ctx ends. A second is what the page calls one, so
+// that a test can be fast.
+func serve(ctx context.Context, address string, second time.Duration, out io.Writer) error {
 	listener, err := net.Listen("tcp", address)
-	switch {
-	case errors.Is(err, syscall.EADDRINUSE):
-		return fmt.Errorf("%s is in use; -address 127.0.0.1:0 takes a free port", address)
-	case err != nil:
+	if err != nil {
 		return err
 	}
+	ctx, stop := context.WithCancel(ctx)
+	l := &lab{ctx: ctx, second: second}
+	defer l.going.Wait()
+	defer stop()
 	defer listener.Close()
-	l := &lab{heartbeat: heartbeat}
-	if err := l.press("anew", 0); err != nil {
+	if err := l.begin("", usual); err != nil {
 		return err
 	}
-	defer func() { l.now().close() }()
 	server := &http.Server{Handler: l.handler(address), ReadHeaderTimeout: patience,
-		BaseContext: func(net.Listener) context.Context { return ctx }}
-	served := make(chan error, 1)
-	go func() { served <- server.Serve(listener) }()
+		BaseContext: func(net.Listener) context.Context { return ctx }} // so that every page is told when it ends
+	defer context.AfterFunc(ctx, func() { server.Close() })()
 	fmt.Fprintf(out, "the lab is at http://%v, until Ctrl-C\n", listener.Addr())
-	select {
-	case err := <-served:
+	if err := server.Serve(listener); ctx.Err() == nil {
 		return err
-	case <-ctx.Done(): // which every page is told
 	}
-	soon, cancel := context.WithTimeout(context.Background(), time.Second)
-	defer cancel()
-	server.Shutdown(soon)
-	<-served
-	return server.Close()
+	return nil
 }
 
 //go:embed page.html
-var page string
+var source string
 
-// policy lets the page run its own script and nothing else, from nowhere else.
-func policy() string {
-	_, script, _ := strings.Cut(page, "<script>")
-	script, _, _ = strings.Cut(script, "</script>")
-	hash := sha256.Sum256([]byte(script))
-	return "default-src 'none'; connect-src 'self'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; " +
-		"frame-ancestors 'none'; script-src 'sha256-" + base64.StdEncoding.EncodeToString(hash[:]) + "'"
-}
+var page = template.Must(template.New("page").Parse(source))
+
+// policy lets the page use nothing that is not in it, or from elsewhere.
+const policy = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; img-src data:; " +
+	"base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
 // handler serves those who ask for a number, localhost or the host of address,
 // and not for another name: somebody may have made that point here. Only the
 // page itself can press buttons.
 func (l *lab) handler(address string) http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, page) })
+	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) { page.Execute(w, controls) })
 	mux.HandleFunc("GET /events", l.events)
 	mux.HandleFunc("POST /press", func(w http.ResponseWriter, req *http.Request) {
-		asked := req.URL.Query()
-		value, _ := strconv.Atoi(asked.Get("value")) // for a button that sets something
-		if err := l.press(asked.Get("button"), value); err != nil {
+		if err := l.press(req.URL.Query().Get("button")); err != nil {
 			http.Error(w, err.Error(), http.StatusConflict)
 		}
 	})
-	guarded, csp := http.NewCrossOriginProtection().Handler(mux), policy()
+	guarded := http.NewCrossOriginProtection().Handler(mux)
+	served, _, _ := net.SplitHostPort(address)
 	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-		host := hostOf(req.Host)
-		if _, err := netip.ParseAddr(host); err != nil && host != "localhost" && host != hostOf(address) {
+		host := (&url.URL{Host: req.Host}).Hostname()
+		if _, err := netip.ParseAddr(host); err != nil && host != "localhost" && host != served {
 			http.Error(w, "this is not "+req.Host, http.StatusMisdirectedRequest)
 			return
 		}
-		w.Header().Set("Content-Security-Policy", csp)
+		w.Header().Set("Content-Security-Policy", policy)
 		guarded.ServeHTTP(w, req)
 	})
-}
-
-func hostOf(address string) string {
-	if host, _, err := net.SplitHostPort(address); err == nil {
-		return host
-	}
-	return address
 }
 
 const (
@@ -136,22 +111,20 @@ func (l *lab) events(w http.ResponseWriter, req *http.Request) {
 	w.Header().Set("Content-Type", "text/event-stream")
 	control := http.NewResponseController(w)
 	var shown *run
-	for next := 0; ; {
-		if now := l.now(); now != shown {
+	var last []byte
+	for next := 0; req.Context().Err() == nil; time.Sleep(frame) {
+		now := l.run.Load()
+		if now != shown {
 			shown, next = now, 0
 		}
-		var update []byte
-		var changed <-chan struct{}
-		update, next, changed = shown.since(next)
-		control.SetWriteDeadline(time.Now().Add(patience))
-		fmt.Fprintf(w, "data: %s\n\n", update)
-		if control.Flush() != nil {
-			return
+		var news []byte
+		if news, next = now.since(next); bytes.Equal(news, last) {
+			continue
 		}
-		time.Sleep(frame)
-		select {
-		case <-changed:
-		case <-req.Context().Done():
+		last = news
+		control.SetWriteDeadline(time.Now().Add(patience))
+		fmt.Fprintf(w, "data: %s\n\n", news)
+		if control.Flush() != nil {
 			return
 		}
 	}

@@ -1,155 +1,108 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
-// A network does to connections what networks do. Both ends of each are in this
-// program, so to hold what each end writes is to hold both directions.
+// A network does to connections what networks do. All that processes dial goes
+// through it, in both directions.
 type network struct {
-	carrying sync.WaitGroup // one goroutine for each wire
-
-	mu      sync.Mutex // guards what follows
-	latency time.Duration
-	perByte time.Duration // that a byte takes, in each direction of a connection
-	stalled time.Time     // nothing passes before
-	wires   map[*wire]bool
+	second           time.Duration
+	going            *sync.WaitGroup // its goroutines
+	latency, perByte atomic.Int64    // nanoseconds; a byte takes its time in each direction of a connection
+	stalled          atomic.Int64    // until when nothing passes, in Unix nanoseconds
+	cables           sync.Map        // its keys cut a connection each
 }
 
-// A wire is one end of a connection.
-type wire struct {
-	net.Conn
-	*network
-	queue chan parcel // a full one makes Write block, as a socket's full buffer does
-	ctx   context.Context
-	close context.CancelFunc // drops what is still in the wire
+// set has what is read from now on take as long as the settings say.
+func (n *network) set(s settings) {
+	n.latency.Store(int64(n.second) * int64(s.Latency) / 1000)
+	n.perByte.Store(int64(n.second) / int64(s.Bandwidth<<10))
 }
 
-// A parcel is what has been written at once, and when it may arrive.
-type parcel struct {
-	bytes []byte
-	due   time.Time
-}
-
-// attach puts a wire around a connection of a process, which ends with that.
-func (n *network) attach(process context.Context, conn net.Conn, err error) (net.Conn, error) {
-	if err != nil {
-		return nil, err
-	}
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	w := &wire{Conn: conn, network: n, queue: make(chan parcel, 64)}
-	w.ctx, w.close = context.WithCancel(process)
-	n.wires[w] = true
-	n.carrying.Go(w.carry)
-	return w, nil
-}
-
-// dial is the Config.Dial of a process.
+// dial is the Config.Dial of a process, with which its connections end.
 func (n *network) dial(process context.Context) func(context.Context, string) (net.Conn, error) {
 	return func(ctx context.Context, address string) (net.Conn, error) {
-		conn, err := new(net.Dialer).DialContext(ctx, "tcp", address)
-		return n.attach(process, conn, err)
+		there, err := new(net.Dialer).DialContext(ctx, "tcp", address)
+		if err != nil {
+			return nil, err
+		}
+		here, end := net.Pipe()
+		cable, cut := context.WithCancel(process)
+		n.cables.Store(&cut, nil)
+		context.AfterFunc(cable, func() {
+			n.cables.Delete(&cut)
+			there.(*net.TCPConn).SetLinger(0) // what is under way is lost
+			there.Close()
+			end.Close()
+		})
+		n.going.Go(func() { defer cut(); n.carry(cable, end, there) })
+		n.going.Go(func() { defer cut(); n.carry(cable, there, end) })
+		return here, nil
 	}
 }
 
-// A listener is the Config.Listener of a process.
-type listener struct {
-	net.Listener
-	*network
-	process context.Context
-}
-
-func (l listener) Accept() (net.Conn, error) {
-	conn, err := l.Listener.Accept()
-	return l.attach(l.process, conn, err)
-}
-
-// set changes what the network is like, also for what is under way.
-func (n *network) set(change func()) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	change()
-}
-
-// cut ends every connection, as a broken cable does. The caller holds n.mu.
+// cut ends every connection, as a broken cable does.
 func (n *network) cut() {
-	for w := range n.wires {
-		w.close()
+	for cut := range n.cables.Range {
+		(*cut.(*context.CancelFunc))()
 	}
 }
 
-// Write returns once the wire has taken p.
-func (w *wire) Write(p []byte) (int, error) {
-	var latency time.Duration
-	w.set(func() { latency = w.latency })
-	if w.ctx.Err() == nil {
-		select {
-		case w.queue <- parcel{bytes.Clone(p), time.Now().Add(latency)}:
-			return len(p), nil
-		case <-w.ctx.Done():
-		}
-	}
-	return 0, net.ErrClosed
+// A parcel is what has been read at once, and when.
+type parcel struct {
+	bytes []byte
+	read  time.Time
 }
 
-// Deadlines are for reading only: here, a peer that takes nothing is silent, too.
-func (w *wire) SetDeadline(t time.Time) error    { return w.SetReadDeadline(t) }
-func (w *wire) SetWriteDeadline(time.Time) error { return nil }
-
-func (w *wire) Close() error {
-	w.close()
-	return nil
-}
-
-// carry takes what is written to the other end, until the wire is closed or cut.
-// On a slow wire a little passes all the time, so that it does not seem silent.
-func (w *wire) carry() {
-	defer w.hangUp()
-	for w.ctx.Err() == nil {
-		select {
-		case <-w.ctx.Done():
-		case p := <-w.queue:
-			for len(p.bytes) > 0 && w.wait(&p) {
-				var portion []byte
-				w.set(func() {
-					portion = p.bytes[:min(len(p.bytes), 1+int(20*time.Millisecond/w.perByte))]
-					p.due = time.Now().Add(time.Duration(len(portion)) * w.perByte)
-				})
-				if _, err := w.Conn.Write(portion); err != nil {
-					return
-				}
-				p.bytes = p.bytes[len(portion):]
+// carry takes bytes from one end of a cable to the other, until it is cut.
+func (n *network) carry(cable context.Context, from, to net.Conn) {
+	queue := make(chan parcel, 64) // a full one makes the sender wait, as a socket's full buffer does
+	n.going.Go(func() {
+		defer close(queue)
+		for {
+			bytes := make([]byte, 4<<10)
+			size, err := from.Read(bytes)
+			if err != nil {
+				return
 			}
-			w.wait(&p)
+			select {
+			case queue <- parcel{bytes[:size], time.Now()}:
+			case <-cable.Done():
+				return
+			}
+		}
+	})
+	var left time.Time // when the last parcel has left
+	for p := range queue {
+		if p.read.After(left) {
+			left = p.read
+		}
+		left = left.Add(time.Duration(n.perByte.Load()) * time.Duration(len(p.bytes)))
+		n.wait(cable, left.Add(time.Duration(n.latency.Load())))
+		if cable.Err() != nil { // nothing passes after that, even if the ends still are open
+			return
+		}
+		if _, err := to.Write(p.bytes); err != nil {
+			return
 		}
 	}
 }
 
-// wait returns true when a parcel is due and the network does not stall, and
-// false when the wire is closed or cut.
-func (w *wire) wait(p *parcel) bool {
-	for w.ctx.Err() == nil {
-		var pause time.Duration
-		w.set(func() { pause = max(time.Until(p.due), time.Until(w.stalled)) })
+// wait returns when it is time and the network does not stall, or the cable is cut.
+func (n *network) wait(cable context.Context, due time.Time) {
+	for cable.Err() == nil {
+		pause := max(time.Until(due), time.Until(time.Unix(0, n.stalled.Load())))
 		if pause <= 0 {
-			return true
+			return
 		}
 		select {
 		case <-time.After(pause):
-		case <-w.ctx.Done():
+		case <-cable.Done():
 		}
 	}
-	return false
-}
-
-func (w *wire) hangUp() {
-	w.close()
-	w.Conn.(*net.TCPConn).SetLinger(0) // what is under way is lost
-	w.Conn.Close()
-	w.set(func() { delete(w.wires, w) })
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"net"
+	"sync"
 	"testing"
 	"time"
 )
@@ -12,7 +13,7 @@ import (
 func connect(t *testing.T, n *network) (here, there net.Conn, kill context.CancelFunc) {
 	t.Helper()
 	process, kill := context.WithCancel(t.Context())
-	t.Cleanup(n.carrying.Wait)
+	t.Cleanup(n.going.Wait)
 	t.Cleanup(kill)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -22,7 +23,7 @@ func connect(t *testing.T, n *network) (here, there net.Conn, kill context.Cance
 	if here, err = n.dial(process)(t.Context(), l.Addr().String()); err != nil {
 		t.Fatal(err)
 	}
-	if there, err = (listener{l, n, t.Context()}).Accept(); err != nil {
+	if there, err = l.Accept(); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { there.Close() })
@@ -44,22 +45,26 @@ func takes(t *testing.T, here, there net.Conn, bytes int) time.Duration {
 
 func TestNetwork(t *testing.T) {
 	const long = 200 * time.Millisecond
-	n := &network{perByte: time.Nanosecond, wires: map[*wire]bool{}}
+	n := &network{second: time.Second, going: new(sync.WaitGroup)}
+	n.set(settings{Bandwidth: 100})
 	here, there, kill := connect(t, n)
 	for name, change := range map[string]func(){
-		"latency":   func() { n.latency = long },
-		"bandwidth": func() { n.perByte = long / 1000 },
-		"stalled":   func() { n.stalled = time.Now().Add(long) },
+		"latency":   func() { n.set(settings{Bandwidth: 100, Latency: 200}) },
+		"bandwidth": func() { n.set(settings{Bandwidth: 5}) }, // 5 KiB per second
+		"stalled":   func() { n.stalled.Store(time.Now().Add(long).UnixNano()) },
 	} {
-		n.set(change)
-		if took := takes(t, here, there, 1000); took < long*9/10 {
-			t.Errorf("%s: 1000 bytes took %v", name, took)
+		for _, ends := range [][2]net.Conn{{here, there}, {there, here}} {
+			change()
+			if took := takes(t, ends[0], ends[1], 1024); took < long*9/10 {
+				t.Errorf("%s: 1024 bytes took %v", name, took)
+			}
+			n.set(settings{Bandwidth: 100})
 		}
-		n.set(func() { n.latency, n.perByte = 0, time.Nanosecond })
 	}
-	n.set(func() { n.latency = long })
+	n.set(settings{Bandwidth: 100, Latency: 200})
 	here.Write([]byte("lost"))
-	n.set(n.cut)
+	there.Write([]byte("lost"))
+	n.cut()
 	for _, end := range []net.Conn{here, there} {
 		if read, err := end.Read(make([]byte, 10)); err == nil {
 			t.Errorf("%d bytes have survived the cut", read)
@@ -70,7 +75,7 @@ func TestNetwork(t *testing.T) {
 	}
 	here, there, kill2 := connect(t, n)
 	kill()
-	n.set(func() { n.latency = 0 })
+	n.set(settings{Bandwidth: 100})
 	takes(t, here, there, 1)
 	kill2()
 	if _, err := there.Read(make([]byte, 1)); err == nil {

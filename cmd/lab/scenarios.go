@@ -6,48 +6,49 @@ import "time"
 // what to look for and, when the run is done, what has happened.
 type scenario struct {
 	settings
-	presses []press
+	steps []step
 }
 
-// A press waits until something holds, and then some heartbeats.
-type press struct {
-	button string
-	when   func(r *run) bool
-	after  float64
+// settings are those of the stream, its users and the network.
+type settings struct {
+	Produce, Consume int // elements per second
+	Buffer, Window   int
+	Latency          int // milliseconds
+	Bandwidth        int // percent of 100 KiB per second
+	Elements         int // to be put; 0: without end
 }
 
-var scenarios = map[string]scenario{
-	"slow": {settings{Produce: 10, Consume: 3, Buffer: 4, Window: 6, Elements: 24}, nil},
-	"lost": {settings{Produce: 5, Consume: 10, Buffer: 4, Window: 6, Elements: 24}, []press{
-		{"latency", consumed(3), 0}, {"cut", consumed(8), 0.1}}},
-	"acknowledgement": {settings{Produce: 5, Consume: 5, Buffer: 4, Window: 6, Elements: 6}, []press{
-		{"latency", consumed(3), 0}, {"complete", allPut, 0}, {"cut", lastWord, 0.1}}},
-	"successor": {settings{Produce: 5, Consume: 3, Buffer: 4, Window: 6, Elements: 30}, []press{
-		{"kill", consumed(8), 0}, {"another", blocked, 1}}},
-	"refused": {settings{Produce: 3, Consume: 3, Buffer: 4, Window: 6, Elements: 18}, []press{{"rival", consumed(5), 0}}},
-	"silence": {settings{Produce: 5, Consume: 5, Buffer: 4, Window: 6, Elements: 24}, []press{{"stall", consumed(8), 0}}},
+// A step is taken as soon as something holds.
+type step struct {
+	when  func(*run) bool
+	press func(*run)
 }
 
-func consumed(n uint64) func(*run) bool { return func(r *run) bool { return r.Consumed >= n } }
-func allPut(r *run) bool                { return int(r.Put) == r.Elements }
-func lastWord(r *run) bool              { return r.Said["last word"] > 0 }
-func blocked(r *run) bool               { return r.Blocked }
-
-// play presses the buttons of a scenario, and completes the stream when
-// everything has been put.
-func (r *run) play(s scenario) {
-	for _, p := range append(s.presses, press{"complete", allPut, 0}) {
-		if !r.until(func() bool { return p.when(r) }) {
-			return
-		}
-		select {
-		case <-time.After(time.Duration(p.after * float64(r.heartbeat))):
-		case <-r.ctx.Done():
-			return
-		}
-		r.change(func() { r.press(p.button, 0) }) // that the stream is complete already is no matter
+var (
+	usual     = scenario{stream(2, 2, 0), nil}
+	end       = step{allPut, (*run).complete}
+	scenarios = map[string]scenario{
+		"slow":            {stream(10, 3, 24), []step{end}},
+		"lost":            {stream(5, 10, 24), []step{{consumed(3), late}, {consumed(8), after(0.1, (*run).cut)}, end}},
+		"acknowledgement": {stream(5, 5, 6), []step{{consumed(3), late}, end, {lastWord, after(0.1, (*run).cut)}}},
+		"successor":       {stream(5, 3, 30), []step{{consumed(8), (*run).kill}, {blocked, after(1, (*run).subscribe)}, end}},
+		"refused":         {stream(3, 3, 18), []step{{consumed(5), (*run).subscribe}, end}},
+		"silence":         {stream(5, 5, 24), []step{{consumed(8), (*run).stall}, end}},
 	}
-	if r.until(func() bool { return r.Over && r.current() == nil }) {
-		r.change(func() { r.Done = true })
+)
+
+func stream(produce, consume, elements int) settings {
+	return settings{produce, consume, 4, 6, 0, 100, elements}
+}
+
+func consumed(n int) func(*run) bool { return func(r *run) bool { return r.Consumed >= n } }
+func allPut(r *run) bool             { return r.Put == r.Elements }
+func lastWord(r *run) bool           { return r.held > r.Elements } // the end is a position, too
+func blocked(r *run) bool            { return r.Blocked }
+func late(r *run)                    { r.Latency = 300 }
+
+func after(seconds float64, press func(*run)) func(*run) {
+	return func(r *run) {
+		time.AfterFunc(r.seconds(seconds), func() { r.change(func() { press(r) }) })
 	}
 }

@@ -6,30 +6,27 @@ import (
 	"fmt"
 	"log/slog"
 	"regexp"
-	"slices"
 	"strings"
-	"time"
 
 	"casty"
 )
 
-// A picture is what pages show, besides the messages. Times are in heartbeats.
+// A picture is what pages show, besides the events.
 type picture struct {
-	Run   int    // tells it from others
+	Run   int64  // when it began: tells it from others
 	Story string // the scenario; empty: none
 	settings
 	counter
-	Readers                          []*reader
-	Latency, Slow, Stalled, Standing bool
-	Blocked, Ending, Over, Done      bool           // Put is blocked; the stream has its end; the producer has stopped; the story is told
-	Waited, Noticed, Took            float64        // how long Put was blocked in all, silence was not noticed, and Complete took
-	Said                             map[string]int // messages told, by type
-	Sent, Most                       uint64         // elements told, and the most that have waited in a window
-	End                              uint64         // the position behind the end, once that is told; or 0
+	Readers         []*process
+	Standing        bool    // time stands still
+	Blocked, Ending bool    // Put is blocked; the stream has its end
+	Waited          float64 // seconds that Put has taken in all
+	Most            int     // elements that have waited in a window
+	held            int     // the position before which a consumer has said that it holds everything
 }
 
 // An event is a message that is held, told or delivered, the loss of a
-// connection, or a note.
+// connection, or what somebody does. Its time is in seconds.
 type event struct {
 	ID                   int
 	At                   float64
@@ -39,50 +36,35 @@ type event struct {
 // maxEvents are remembered, for pages that are new, or slow. Nothing is queued
 // for a page. One that has missed events goes on with those that there are: in
 // these messages every number is a position, so what it shows is soon right.
-const maxEvents = 400
+const maxEvents = 1000
 
-func (r *run) look(at func()) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	at()
-}
-
-// change changes the picture, and wakes those who look at it.
+// change changes the picture of a run that goes on, takes the steps of its
+// scenario which that allows, and has the network do as the settings say.
 func (r *run) change(how func()) {
-	r.look(func() {
-		how()
-		close(r.changed)
-		r.changed = make(chan struct{})
-	})
-}
-
-// since returns the picture and the events from a number on, as JSON, the
-// number of the next event, and what is closed when there is something new.
-func (r *run) since(id int) (update []byte, next int, changed <-chan struct{}) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	news := r.events[min(len(r.events), max(0, len(r.events)-(r.next-id))):]
-	update, _ = json.Marshal(struct {
+	if r.ctx.Err() != nil {
+		return
+	}
+	how()
+	for len(r.steps) > 0 && r.steps[0].when(r) {
+		r.steps[0].press(r)
+		r.steps = r.steps[1:]
+	}
+	r.network.set(r.settings)
+}
+
+// since returns the picture and the events from a number on, as JSON, and the
+// number of the next event.
+func (r *run) since(id int) (news []byte, next int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.audit(r.Readers)
+	news, _ = json.Marshal(struct {
 		*picture
 		Events []event
-	}{&r.picture, news})
-	return update, r.next, r.changed
-}
-
-// until waits until something holds, or returns false when the run ends.
-func (r *run) until(holds func() bool) bool {
-	for r.ctx.Err() == nil {
-		var done bool
-		var changed chan struct{}
-		if r.look(func() { done, changed = holds(), r.changed }); done {
-			return true
-		}
-		select {
-		case <-changed:
-		case <-r.ctx.Done():
-		}
-	}
-	return false
+	}{&r.picture, r.events[max(0, len(r.events)-(r.next-id)):]})
+	return news, r.next
 }
 
 // note adds an event. The caller holds r.mu.
@@ -92,15 +74,11 @@ func (r *run) note(e event) {
 	r.events = append(r.events[max(0, len(r.events)+1-maxEvents):], e)
 }
 
-// now is the run's time, in heartbeats.
-func (r *run) now() float64 { return float64(time.Since(r.began)) / float64(r.heartbeat) }
-
 // A tap is the handler of a process's log: all that the lab knows of messages.
 type tap struct {
 	slog.Handler
 	*run
-	process context.Context
-	end     string // of the stream, in this process
+	*process
 }
 
 func (t tap) Enabled(context.Context, slog.Level) bool { return true }
@@ -114,71 +92,43 @@ func (t tap) Handle(_ context.Context, record slog.Record) error {
 	record.Attrs(func(a slog.Attr) bool { attrs[a.Key] = a.Value.Any(); return true })
 	from, _ := attrs["from"].(casty.Address)
 	to, _ := attrs["to"].(casty.Address)
-	e := event{From: from.Name, To: to.Name}
-	if e.What = strings.TrimPrefix(record.Message, "casty: "); e.What == "lost a connection" {
-		t.change(func() { t.lost(fmt.Sprint(attrs["to"]), e, attrs["reason"]) })
+	e := event{What: strings.TrimPrefix(record.Message, "casty: "), From: from.Name, To: to.Name}
+	if kind := ofStream.FindStringSubmatch(fmt.Sprintf("%T", attrs["message"])); kind != nil {
+		e.Text = fmt.Sprintf("%s%+v", kind[1], attrs["message"])
+	} else if e.What != "lost a connection" {
 		return nil
 	}
-	kind := ofStream.FindStringSubmatch(fmt.Sprintf("%T", attrs["message"]))
-	if kind == nil {
-		return nil
-	}
-	e.Text = fmt.Sprintf("%s%+v", kind[1], attrs["message"])
-	switch {
-	case e.What == "delivered":
-		t.change(func() { t.delivered(e, attrs["message"]) })
-	case e.What == "told":
-		t.pass(t.process, func() { t.note(event{What: "held", From: e.From, To: e.To, Text: e.Text}) })
-		if t.process.Err() == nil { // nobody hears what a dead process says
-			t.change(func() { t.told(e, kind[1], attrs["message"]) })
+	if e.What == "told" {
+		t.pass(t.process.ctx, event{What: "held", From: e.From, To: e.To, Text: e.Text})
+		if t.process.ctx.Err() != nil { // nobody hears what a dead process says
+			return nil
 		}
 	}
+	t.change(func() {
+		if e.Text == "" {
+			e.From, e.To, e.Text = t.Name, t.names[fmt.Sprint(attrs["to"])], fmt.Sprint(attrs["reason"])
+		}
+		t.note(e)
+		t.learn(e.What, attrs["message"])
+	})
 	return nil
 }
 
-func (r *run) told(e event, kind string, message any) {
-	r.note(e)
+// learn is what a message tells the lab, besides the page. The caller holds r.mu.
+func (t tap) learn(what string, message any) {
+	p := t.process
 	switch m := message.(type) {
-	case casty.StreamElement[Element]:
-		r.Sent += uint64(len(m.Elements))
-	case casty.StreamCompleted[Element]:
-		r.End = m.Seq + 1
-	case casty.StreamFailed[Element]:
-		r.End = m.Seq + 1
 	case casty.StreamDemand[Element]:
-		if r.End > 0 && m.Received == r.End && !r.Over {
-			kind = "last word"
-		}
-	}
-	r.Said[kind]++
-}
-
-func (r *run) delivered(e event, message any) {
-	r.note(e)
-	to := slices.IndexFunc(r.Readers, func(rd *reader) bool { return rd.Name == e.To })
-	switch m := message.(type) {
+		t.held = max(t.held, int(m.Received))
 	case casty.Subscribed[Element]:
-		if rd := r.Readers[to]; !rd.Served {
-			rd.Served, rd.First, rd.Received, rd.Consumed = true, m.Seq, m.Seq, m.Seq
+		if what == "delivered" && !p.Served {
+			p.Served, p.First, p.Received, p.Consumed = true, int(m.Seq), int(m.Seq), int(m.Seq)
 		}
 	case casty.StreamElement[Element]:
-		if rd := r.Readers[to]; m.Seq <= rd.Received {
-			rd.Received = max(rd.Received, m.Seq+uint64(len(m.Elements)))
-			r.Most = max(r.Most, rd.Received-rd.Consumed)
+		if what == "delivered" && int(m.Seq) <= p.Received {
+			p.Received = max(p.Received, int(m.Seq)+len(m.Elements))
+			t.Most = max(t.Most, p.Received-p.Consumed)
 		}
-	}
-}
-
-// lost notes that a process has lost its connection to another, if both have an
-// end of the stream. What was on its way there is lost.
-func (t tap) lost(host string, e event, reason any) {
-	e.From, e.To, e.Text = t.end, t.ends[host], fmt.Sprint(reason)
-	if e.From == "" || e.To == "" {
-		return
-	}
-	t.note(e)
-	if t.Stalled && t.Noticed == 0 {
-		t.Noticed = t.now() - t.stalledAt
 	}
 }
 
@@ -189,48 +139,50 @@ func (t tap) lost(host string, e event, reason any) {
 // it was in the window of a consumer whose process was killed; the next consumer
 // is handed elements Again that the first had consumed, but not acknowledged.
 type counter struct {
-	Put, Consumed, Lost, Repeated, Disordered, Died, Again uint64
-	reached                                                uint64          // behind the last that anybody has consumed
-	missing                                                map[uint64]bool // before that, and not consumed: windowfuls, unless there are losses
+	Put, Consumed, Lost, Repeated, Disordered, Died, Again int
+	takers                                                 []*process // by number: who has consumed it last; nil: nobody yet. An hour at full pace takes 1.4 MB
 }
 
 // reach notes that everything before a number should have been consumed.
-func (c *counter) reach(number uint64) {
-	for ; c.reached < number; c.reached++ {
-		c.missing[c.reached] = true
-	}
+func (c *counter) reach(number int) {
+	c.takers = append(c.takers, make([]*process, max(0, number-len(c.takers)))...)
 }
 
-// count counts an element that one of the readers has consumed.
-func (c *counter) count(rd *reader, number uint64, readers []*reader) {
-	fresh := number >= c.reached || c.missing[number]
+// count counts an element that a consumer's user has consumed.
+func (c *counter) count(p *process, number int) {
 	c.reach(number + 1)
-	delete(c.missing, number)
-	switch behind := number < rd.Consumed; {
-	case fresh && behind:
-		c.Consumed++
-		c.Disordered++
-	case fresh:
-		c.Consumed++
-	case behind:
+	switch taker := c.takers[number]; {
+	case taker == p:
 		c.Repeated++
-	default:
+	case taker != nil:
 		c.Again++
+	default:
+		c.Consumed++
+		if number < p.Consumed {
+			c.Disordered++
+		}
 	}
-	rd.Consumed = max(rd.Consumed, number+1)
-	rd.Received = max(rd.Received, rd.Consumed)
-	c.audit(readers)
+	c.takers[number] = p
+	p.Consumed = max(p.Consumed, number+1)
 }
 
-// audit tells what is missing because its consumer died, or will be consumed
-// yet, from what is lost.
-func (c *counter) audit(readers []*reader) {
+// audit tells what nobody has consumed because its consumer died, or will be
+// consumed yet, from what is lost.
+func (c *counter) audit(readers []*process) {
 	c.Lost, c.Died = 0, 0
-	for number := range c.missing {
-		has := func(rd *reader) bool { return rd.Consumed <= number && number < rd.Received }
-		switch {
-		case slices.ContainsFunc(readers, func(rd *reader) bool { return has(rd) && rd.Fate == "" }):
-		case slices.ContainsFunc(readers, func(rd *reader) bool { return has(rd) && rd.Killed }):
+	for number, taker := range c.takers {
+		if taker != nil {
+			continue
+		}
+		fate := "lost"
+		for _, p := range readers {
+			if p.Consumed <= number && number < p.Received {
+				fate = p.Fate
+			}
+		}
+		switch fate {
+		case "":
+		case killed:
 			c.Died++
 		default:
 			c.Lost++
