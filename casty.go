@@ -294,8 +294,8 @@ func learn(values ...any) (err error) {
 // typeName is how processes tell each other which messages an actor takes.
 func typeName[M any]() string { return nameOf(reflect.TypeFor[M]()) }
 
-// nameOf has the whole path of the package, because there may be others that end
-// alike.
+// nameOf has the whole path of a named type's package, because there may be others
+// that end alike. A type without a name, such as *T, has the short one.
 func nameOf(t reflect.Type) string {
 	if t == nil || t.PkgPath() == "" {
 		return fmt.Sprint(t)
@@ -361,7 +361,7 @@ func (r ActorRef[M]) tell(from Place, msg M) error {
 //   - ErrUnreachable: its process does not answer. To go on watching, call Watch
 //     again;
 //   - ErrUnsendable: its process could not decode a message to the actor that came
-//     from this one;
+//     from this one, so that whoever expects an answer may expect it in vain;
 //   - ErrWrongType: its mailbox is for messages of another type.
 //
 // It gets nothing if ctx ends before.
@@ -369,8 +369,8 @@ func (r ActorRef[M]) Watch(ctx context.Context, from Place) <-chan error {
 	return r.watch(ctx, from, false)
 }
 
-// watch is Watch. If it is Ask's that asks, it also ends when the reply may have been
-// lost with a connection.
+// watch is Watch. With asks, which Ask alone sets, the watch also ends when the reply
+// may have been lost with a connection.
 func (r ActorRef[M]) watch(ctx context.Context, from Place, asks bool) <-chan error {
 	ended := make(chan error, 1)
 	from.system().watch(ctx, &watch{target: r.address, takes: typeName[M](), asks: asks, fire: func(err error) { ended <- err }})
@@ -452,7 +452,8 @@ var (
 	ErrWrongType = errors.New("wrong type")
 	// ErrUnsendable, from Watch, Ask, Put, Complete and Fail: a message is too
 	// large for MaxMessage, or cannot be encoded or decoded. To send it again is
-	// no use. The loop over a source ends with the text of the error.
+	// no use. The loop over a source ends with an error that has its text, and is
+	// another one.
 	ErrUnsendable = errors.New("cannot be sent")
 	// ErrClosed, from whatever needs a system: it is closed.
 	ErrClosed = errors.New("system closed")
@@ -547,8 +548,8 @@ func (s *System) find(at Address) (*cell, error) {
 	return c, nil
 }
 
-// takes returns the type of messages that the actor at an address of this
-// process is for. It is empty if there is no such actor.
+// takes is for the files that follow: it returns the type of messages that the
+// actor at an address of this process is for. It is empty if there is no such actor.
 func (s *System) takes(at Address) string {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
@@ -616,9 +617,9 @@ func (s *System) deliver(from, to Address, msg any) error {
 	return err
 }
 
-// post holds the lock, which senders share, to keep remove out: a message is in
-// the mailbox before the actor is removed, so that live finds it there, or it
-// finds no actor.
+// post holds the lock, which senders share, to keep remove out. So either the message
+// is in the mailbox before the actor is removed, and bury finds it there, or there
+// is no such actor any more.
 func (s *System) post(to Address, msg any) error {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
@@ -629,12 +630,14 @@ func (s *System) post(to Address, msg any) error {
 	return c.accept(msg)
 }
 
-// A watch counts on an actor to be there, and to take messages of a type.
+// A watch counts on an actor to be there, and to take messages of a type. Whoever
+// calls fire has first taken the watch from where it was kept, so that it is called
+// once at most. No lock is held then, and fire must not block.
 type watch struct {
 	target Address
 	takes  string
-	asks   bool        // it is Ask's, which waits for a reply: that is said only once, and may be lost with a connection
-	fire   func(error) // called once at most: whoever calls it has first taken the watch from where it was kept. No lock is held, and it must not block
+	asks   bool // it is Ask's, which waits for a reply: that is said only once, and may be lost with a connection
+	fire   func(error)
 }
 
 // watch fires when it turns out that the target is gone, cannot be reached, or

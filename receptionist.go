@@ -19,9 +19,9 @@ package casty
 // of late:
 //
 //	seeds       at every heartbeat, as long as the process lives
-//	strangers   nodes that others have named, at once and at the next heartbeat:
-//	            those that live will be named again; and nodes that were lost, at
-//	            the next thousand heartbeats, which is how they return
+//	strangers   nodes that others have named, at once and at the next heartbeat: if
+//	            they live they will be named again. Nodes that were lost, at the
+//	            next thousand heartbeats, which is how they return
 //
 // A client, which nobody can dial, is told everything and listed nowhere.
 
@@ -198,7 +198,9 @@ func Deregister[M any](in Place, key ServiceKey[M], ref ActorRef[M]) {
 // may be a moment after Spawn has returned: Listings waits for it.
 func Discoverable[M any](key ServiceKey[M], behavior Behavior[M]) Behavior[M] {
 	return func(self *Actor[M]) {
-		Register(self, key, self.Ref()) // cannot fail for an actor that runs
+		if err := Register(self, key, self.Ref()); err != nil { // the key is too long
+			self.in.warn("not listed", "casty: not listed", "actor", self.address, "reason", err)
+		}
 		behavior(self)
 	}
 }
@@ -315,7 +317,7 @@ func StartNode(cfg Config) (_ *System, err error) {
 	if err := cfg.check(); err != nil {
 		return nil, err
 	}
-	// A client need not have a certificate there: it may have GetClientCertificate alone.
+	// This is not in check, since a client may have GetClientCertificate alone.
 	if t := cfg.TLS; t != nil && len(t.Certificates) == 0 && t.GetCertificate == nil && t.GetConfigForClient == nil {
 		return nil, errors.New("TLS has no certificate")
 	}
@@ -436,8 +438,8 @@ func (r *receptionist) announce(others []string) {
 	}
 }
 
-// contacts are the seeds and the strangers, who are contacted at one heartbeat less
-// from now on. The strangers are in the random order of a map: since only so many
+// contacts are the seeds and the strangers, each of whom has one contact less to come.
+// The strangers are in the random order of a map: since only so many
 // can be dialled at once, each has its turn.
 func (r *receptionist) contacts() []string {
 	hosts := slices.Clone(r.self.in.config.Seeds)

@@ -95,12 +95,12 @@ const (
 	maxTypes        = 64 << 10 // bytes that describe a message's types; not in MaxMessage, as they depend on what was sent before
 	maxDescribed    = 4 << 20  // bytes that describe types to one decoder, which keeps them
 	maxQueued       = 16 << 20 // bytes that may gather for a host
-	maxBulk         = 1 << 19  // bytes that may gather before one more run of a stream that has one there; twice as much is no faster
-	minShare        = 64 << 10 // bytes that a run may have, however many streams share maxBulk
+	maxBulk         = 1 << 19  // bytes after which a stream waits, see terms; twice as much is no faster
+	minShare        = 64 << 10 // bytes that a run may have in any case, see terms
 	readAhead       = 8 << 10  // bytes: a run of 128 small elements is one read, not two; each connection has so much
 	maxDials        = 64       // under way at once, besides those to seeds
 	silence         = 3        // heartbeats without a byte, in or out, before a connection is given up
-	patience        = 10       // heartbeats for dialling, for the handshake and, since the peer may still be at its own, for the first frame behind it
+	patience        = 10       // heartbeats for the dial, for the handshake, and for the first frame after it, as the handshake may take longer at the other end
 
 	freshBit  = 1 << 31            // in a frame's header: for a new decoder
 	stillHere = "\x00\x00\x00\x00" // the two frames without a body
@@ -316,20 +316,22 @@ func (o *outbox) send(msg envelope) error {
 	return nil
 }
 
-// terms are how many bytes may have gathered before a message, and how many it
-// may have. The less its sender can wait, the more may have gathered:
+// terms says after how many bytes a message has to wait: the less its sender can
+// wait, the later.
 //
-//   - what users send: maxQueued;
-//   - a run of elements, which its producer keeps: maxQueued if none for the same
-//     consumer is waiting, so that each stream has its turn, otherwise maxBulk. A
-//     run has a share of maxBulk; a single element cannot be less than it is;
-//   - what processes say, which is little, and without which the peer would take
-//     us for dead: twice maxQueued.
+//   - a run of elements waits at maxBulk if another for the same consumer is there,
+//     otherwise at maxQueued, so that each stream has its turn;
+//   - what users send waits, which makes it a dead letter, at maxQueued;
+//   - what processes say waits at twice that: it is little, and without it the peer
+//     would take us for dead.
+//
+// It also says how many bytes a message may have. A run that has more than its share
+// of maxBulk fails, and its producer halves it.
 func (o *outbox) terms(msg envelope) (most, limit int) {
 	most, limit = maxQueued, o.limit
 	if b, ok := msg.Message.(bulk); ok {
 		if b.count() > 1 {
-			limit = min(limit, max(maxBulk/(1+len(o.aboard)), minShare)) // a share each for this one and those aboard
+			limit = min(limit, max(maxBulk/(1+len(o.aboard)), minShare))
 		}
 		if o.aboard[msg.To] {
 			most = maxBulk
@@ -455,7 +457,7 @@ func (r *remote) accept() {
 			r.pause()
 			continue
 		}
-		from, _, _ := net.SplitHostPort(conn.RemoteAddr().String()) // the port is another for each connection
+		from, _, _ := net.SplitHostPort(conn.RemoteAddr().String()) // without the port, so that all warnings about a host are of one kind
 		l := &link{remote: r}
 		r.running.Go(func() { l.end(l.talk(conn, from)) })
 	}
@@ -528,8 +530,8 @@ func (l *link) handshake(conn net.Conn, fail func(error)) (theirs hello, err err
 // errRefused means that the peer will never talk to us, as things are.
 var errRefused = errors.New("refused")
 
-// greet says who we are, or why we do not talk to the peer, who calls that a
-// refusal by itself.
+// greet says who we are, or why we do not talk to the peer: without our "refused: ",
+// since the peer will add its own.
 func (r *remote) greet(conn net.Conn, refusal error) error {
 	cfg := r.system.config
 	ours := hello{protocolVersion, cfg.Name, r.system.host, cfg.Heartbeat, cfg.MaxMessage, ""}
@@ -585,11 +587,8 @@ func (l *link) claim() *outbox {
 	switch way := r.routes[l.host]; {
 	case way == nil: // we have nothing to say yet, or the link that carried it is lost
 		return r.newRoute(l.host, l).outbox
-	case way.link == l: // ours already: ask again what may not have been heard
-		maps.DeleteFunc(way.watches, func(_ watching, watches map[*watch]bool) bool { return len(watches) == 0 })
-		for question := range way.watches {
-			way.outbox.send(envelope{Message: question})
-		}
+	case way.link == l: // ours already
+		way.askAgain()
 		return way.outbox
 	case !way.link.open(): // messages have gathered for a link that is still being dialled
 		way.link = l
@@ -598,13 +597,22 @@ func (l *link) claim() *outbox {
 	return &outbox{} // always empty: the link writes heartbeats only, as long as the other lives
 }
 
+// askAgain repeats the questions of all watches, once per heartbeat. The caller
+// holds remote.mu.
+func (way *route) askAgain() {
+	maps.DeleteFunc(way.watches, func(_ watching, watches map[*watch]bool) bool { return len(watches) == 0 })
+	for question := range way.watches {
+		way.outbox.send(envelope{Message: question})
+	}
+}
+
 // write owns the sending side, until it fails or the peer has hung up.
 func (l *link) write(ctx context.Context, conn net.Conn, from *outbox) error {
 	heartbeat := time.NewTicker(l.remote.heartbeats(1))
 	defer heartbeat.Stop()
 	var out bytes.Buffer
-	for last := ""; last != hangUp; {
-		last = "" // a frame without a body, to be sent behind the messages
+	for last := ""; last != hangUp; { // until the hang-up has been written
+		last = "" // a frame without a body, to be written behind the messages
 		select {
 		case <-from.wake: // never, if the outbox is always empty
 		case <-heartbeat.C:
@@ -655,14 +663,14 @@ func (l *link) read(conn net.Conn, raw *steady) error {
 				l.receive(msg)
 			} else {
 				l.reject(msg.To, err, doubtful)
-				doubtful, types = true, types+value // which may have been another type
+				doubtful, types = true, types+value // the value may have been one more type
 			}
 			if described += types; described > maxDescribed {
 				return fmt.Errorf("the peer describes types in more than %d bytes", maxDescribed)
 			}
-		case fresh:
+		case fresh: // hangUp
 			return io.EOF
-		default:
+		default: // stillHere
 			body = nil // the memory that a burst needed is let go
 		}
 	}
@@ -734,10 +742,10 @@ func (m undecodable) concerns(w *watch) error {
 }
 
 // reached are the routes whose questions and messages the peer may have answered on
-// this link. They need not be carried by it: the peer writes to a link of its
-// choice, perhaps to one whose handshake is done at its end and not here, so that
-// we know only the host; and a process that refs call localhost:1 and 127.0.0.1:1
-// has a route by each name.
+// this link: the one that it carries, and two kinds that it does not. The peer may
+// have chosen this link while its handshake was not done here, so that we know only
+// the host. And a process that refs call localhost:1 and 127.0.0.1:1 has a route by
+// each name.
 func (l *link) reached() (ways []*route) {
 	l.remote.mu.Lock()
 	defer l.remote.mu.Unlock()
@@ -921,7 +929,7 @@ func readFrame(in io.Reader, body []byte, limit int) (_ []byte, fresh bool, err 
 // lengths, and of the value. A length below 128 is one byte; otherwise the
 // first byte, as a signed one, is minus how many bytes follow with the length. A
 // body that is not whole is not for gob, which would allocate what it claims to
-// hold.
+// hold. What comes before the last item are types.
 func measure(body []byte) (types, value int, whole bool) {
 	for rest := body; len(rest) > 0; {
 		types = len(body) - len(rest)
