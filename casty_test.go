@@ -9,9 +9,9 @@ package casty_test
 //	remote.go             whoever connects, with whatever
 //	receptionist.go       discovery, and in client.go from outside
 //	failing networks      nothing is lost
+//	a network in memory   what the failing networks are made of
 //	fuzzing               what the network can reach
 //	benchmarks            next to raw gob
-//	a network in memory   what the failing networks are made of
 //
 // What is promised, and the tests that check it; some are in cmd/model. All of it
 // at once, in any order: TestStreamSurvivesRandomFaults.
@@ -4408,6 +4408,620 @@ func TestSeedsAreWaitedFor(t *testing.T) {
 	})
 }
 
+// A network in memory, in simulated time.
+
+// inBubble is synctest.Test, and keeps to one processor under the race
+// detector, which finds races by order, not by chance: a bubble has one context
+// for the detector, and timers that two processors fire at once corrupt it
+// (go.dev/issue/78156).
+func inBubble(t *testing.T, test func(t *testing.T)) {
+	oneProcessorForRaces(t)
+	synctest.Test(t, test)
+}
+
+func oneProcessorForRaces(t *testing.T) {
+	build, _ := debug.ReadBuildInfo()
+	if build != nil && slices.Contains(build.Settings, debug.BuildSetting{Key: "-race", Value: "true"}) {
+		before := runtime.GOMAXPROCS(1)
+		t.Cleanup(func() { runtime.GOMAXPROCS(before) })
+	}
+}
+
+// simulated runs a test in simulated time, and an hour of it at most: a system
+// that hangs goes on with its heartbeats, so that synctest sees no deadlock.
+func simulated(t *testing.T, test func(t *testing.T)) {
+	inBubble(t, func(t *testing.T) {
+		hour := time.AfterFunc(time.Hour, func() { panic(t.Name() + " hangs") })
+		defer hour.Stop()
+		test(t)
+	})
+}
+
+// eachWay runs a test with two nodes, and with a client at either end.
+func eachWay(t *testing.T, test func(t *testing.T, n *memNetwork, left, right *casty.System)) {
+	for _, way := range []string{"node to node", "node to client", "client to node"} {
+		t.Run(way, func(t *testing.T) {
+			simulated(t, func(t *testing.T) {
+				n := newMemNetwork(1)
+				var left, right *casty.System
+				switch way {
+				case "node to node":
+					left, right = n.node(t, "left"), n.node(t, "right", "left:1")
+				case "node to client":
+					left = n.node(t, "left")
+					right = n.client(t.Context(), t, "right", "left:1")
+				case "client to node":
+					right = n.node(t, "right")
+					left = n.client(t.Context(), t, "left", "right:1")
+				}
+				test(t, n, left, right)
+			})
+		})
+	}
+}
+
+var (
+	ltr = route{"left", "right"}
+	rtl = ltr.back()
+)
+
+// completed completes a stream while somebody consumes the rest.
+func completed(t *testing.T, sink *casty.SinkRef[int], consume func()) {
+	t.Helper()
+	ended := make(chan error, 1)
+	go func() { ended <- sink.Complete(t.Context()) }()
+	consume()
+	if err := receive(t, ended); err != nil {
+		t.Error(err)
+	}
+}
+
+func fromEnv(t *testing.T, name string, otherwise int) int {
+	text := os.Getenv(name)
+	if text == "" {
+		return otherwise
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil {
+		t.Fatalf("%s: %v", name, err)
+	}
+	return n
+}
+
+func atMost(r *rand.Rand, d time.Duration) time.Duration { return time.Duration(r.Int64N(int64(d))) }
+
+func pick[T any](r *rand.Rand, from ...T) T { return from[r.IntN(len(from))] }
+
+// A memNetwork is a network in memory, for tests in a synctest bubble: it
+// takes simulated time. Writes arrive in order, in segments of a random size,
+// each after a while. Hosts have names without a port; an address is such a
+// name and ":1".
+type memNetwork struct {
+	mu     sync.Mutex // guards what follows, and every field of its wires
+	random *rand.Rand
+	conditions
+	logger *slog.Logger
+
+	systems   map[string]*casty.System // that live, by host
+	listeners map[string]*memListener  // by address
+	wires     []*memWire
+	dials     map[route]error // what becomes of those who dial; errSilence: nothing, until ctx ends
+	isolated  map[string]bool // hosts that are cut off
+	silent    bool            // nobody can dial
+	changed   chan struct{}   // closed and replaced when it has changed who can dial
+	countdown int             // segments until fault
+	fault     func()          // called with mu held
+}
+
+type conditions struct {
+	Latency time.Duration // of a segment: this much, and up to as much again
+	Chunk   int           // longest segment; 0: a write is one segment
+	Room    int           // bytes under way before a writer has to wait
+	Rate    int           // bytes per second; 0: no limit
+
+	Mailbox    int // of the systems: a small one loses messages on connections that do well
+	MaxMessage int // of the systems
+}
+
+type route struct{ from, to string }
+
+func (r route) back() route { return route{r.to, r.from} }
+
+var errSilence = errors.New("no answer")
+
+func newMemNetwork(seed uint64) *memNetwork {
+	return &memNetwork{
+		random:     rand.New(rand.NewPCG(seed, 99)),
+		conditions: conditions{Room: 64 << 10},
+		logger:     slog.New(slog.DiscardHandler),
+		systems:    map[string]*casty.System{},
+		listeners:  map[string]*memListener{},
+		dials:      map[route]error{},
+		isolated:   map[string]bool{},
+		changed:    make(chan struct{}),
+	}
+}
+
+func (n *memNetwork) locked(f func()) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	f()
+}
+
+// node starts a node on a host, and closes it in the end.
+func (n *memNetwork) node(t *testing.T, host string, seeds ...string) *casty.System {
+	t.Helper()
+	cfg := n.config(host, seeds)
+	cfg.Address = host + ":1"
+	cfg.Listener = n.listen(cfg.Address)
+	node, err := casty.StartNode(cfg)
+	return n.owned(t, host, node, err)
+}
+
+// client is node for a client.
+func (n *memNetwork) client(ctx context.Context, t *testing.T, host string, seeds ...string) *casty.System {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
+	defer cancel()
+	client, err := casty.Connect(ctx, n.config(host, seeds))
+	return n.owned(t, host, client, err)
+}
+
+func (n *memNetwork) config(host string, seeds []string) casty.Config {
+	return casty.Config{
+		Seeds:      seeds,
+		Mailbox:    n.Mailbox,
+		MaxMessage: n.MaxMessage,
+		Logger:     n.logger,
+		Dial: func(ctx context.Context, address string) (net.Conn, error) {
+			conn, err := n.dial(ctx, host, address)
+			if err != nil {
+				return nil, &net.OpError{Op: "dial", Net: "mem", Addr: memAddr(address), Err: err}
+			}
+			return conn, nil
+		},
+	}
+}
+
+// owned closes a system at the end of the test.
+func (n *memNetwork) owned(t *testing.T, host string, s *casty.System, err error) *casty.System {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.locked(func() { n.systems[host] = s })
+	t.Cleanup(func() { n.close(t, s) })
+	return s
+}
+
+// close closes a system, which must not take long.
+func (n *memNetwork) close(t *testing.T, s *casty.System) {
+	host, start := n.host(s), time.Now()
+	n.locked(func() { delete(n.systems, host) })
+	if err := s.Close(); err != nil {
+		t.Errorf("close %s: %v", host, err)
+	}
+	if took := time.Since(start); took > 5*time.Second {
+		t.Errorf("to close %s took %v", host, took)
+	}
+}
+
+// living are the systems that have not been closed.
+func (n *memNetwork) living() map[string]*casty.System {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return maps.Clone(n.systems)
+}
+
+// host is where a system lives.
+func (n *memNetwork) host(s *casty.System) string {
+	for host, system := range n.living() {
+		if system == s {
+			return host
+		}
+	}
+	return ""
+}
+
+// The faults. Those whose names are not exported elsewhere want mu held.
+
+// after calls fault when so many segments more have been written.
+func (n *memNetwork) after(segments int, fault func()) {
+	n.locked(func() { n.countdown, n.fault = segments, fault })
+}
+
+// strike breaks something at random, and returns how to mend it.
+func (n *memNetwork) strike(random *rand.Rand) (heal func()) {
+	var there route
+	if len(n.wires) > 0 {
+		there = pick(random, n.wires...).route
+	}
+	back := there.back()
+	refuse := func(err error) { n.refuse(there, err); n.refuse(back, err) }
+	stall := func(stalled bool) { n.stall(there, stalled); n.stall(back, stalled) }
+	switch random.IntN(10) {
+	case 0: // a reset, and all is well again
+		n.cut(there)
+	case 1: // a reset, and nobody listens
+		n.cut(there)
+		refuse(syscall.ECONNREFUSED)
+	case 2: // a reset, and dialling gets no answer
+		n.cut(there)
+		refuse(errSilence)
+	case 3: // a partition; what is under way arrives in the end
+		stall(true)
+		refuse(errSilence)
+	case 4: // the connections are dead, and only heartbeats can tell
+		n.lose(there)
+		n.lose(back)
+	case 5: // one direction of them is
+		n.lose(there)
+	case 6: // one direction stops for a while
+		n.stall(there, true)
+	case 7: // a reset that the other end does not hear of
+		n.lose(there)
+		n.reset(back)
+	case 8: // a reset that the other end hears of after what was under way
+		n.reset(back)
+		n.on(there, (*memWire).close)
+		n.stall(there, true)
+	case 9: // very slow
+		latency := n.Latency
+		n.Latency = atMost(random, 3*time.Second)
+		return func() { n.Latency = latency }
+	}
+	return func() { refuse(nil); stall(false) }
+}
+
+// on calls f for each wire of a route.
+func (n *memNetwork) on(r route, f func(*memWire)) {
+	for _, w := range n.wires {
+		if w.route == r {
+			f(w)
+			w.change()
+		}
+	}
+}
+
+// cut resets the connections between two hosts.
+func (n *memNetwork) cut(r route) {
+	for _, r := range []route{r, r.back()} {
+		n.reset(r)
+		n.on(r, func(w *memWire) { w.closed = true })
+	}
+}
+
+// reset tells those who read that the connection is gone. What was under way
+// to them is lost, from a random place on.
+func (n *memNetwork) reset(r route) {
+	n.on(r, func(w *memWire) {
+		w.segments = w.segments[:n.random.IntN(len(w.segments)+1)]
+		w.append(memSegment{end: syscall.ECONNRESET})
+	})
+}
+
+// stall keeps what is under way from arriving, for now.
+func (n *memNetwork) stall(r route, stalled bool) { n.on(r, func(w *memWire) { w.stalled = stalled }) }
+
+// lose keeps what is under way on these connections from ever arriving.
+func (n *memNetwork) lose(r route) { n.on(r, func(w *memWire) { w.lost = true }) }
+
+// refuse decides what becomes of those who dial.
+func (n *memNetwork) refuse(r route, err error) {
+	n.dials[r] = err
+	close(n.changed)
+	n.changed = make(chan struct{})
+}
+
+// down cuts the connections between left and right, and everybody else, and
+// lets nobody dial for a while. It wants mu held.
+func (n *memNetwork) down(d time.Duration) {
+	for _, w := range slices.Clone(n.wires) {
+		n.cut(w.route)
+	}
+	n.silent = true
+	time.AfterFunc(d, func() {
+		n.locked(func() {
+			n.silent = false
+			n.refuse(route{}, nil)
+		})
+	})
+}
+
+// isolate cuts a system's host off, without a word, until it rejoins.
+func (n *memNetwork) isolate(s *casty.System) {
+	host := n.host(s)
+	n.locked(func() {
+		n.isolated[host] = true
+		for _, w := range n.wires {
+			if w.from == host || w.to == host {
+				w.lost = true
+				w.change()
+			}
+		}
+	})
+}
+
+func (n *memNetwork) rejoin(host string) {
+	n.locked(func() {
+		delete(n.isolated, host)
+		n.refuse(route{}, nil)
+	})
+}
+
+// part resets a system's connections, and keeps its host apart from all
+// others for a while.
+func (n *memNetwork) part(s *casty.System, d time.Duration) {
+	host := n.host(s)
+	n.locked(func() {
+		n.isolated[host] = true
+		for _, w := range n.wires {
+			if w.from == host {
+				n.cut(w.route)
+			}
+		}
+	})
+	time.Sleep(d)
+	n.rejoin(host)
+}
+
+func (n *memNetwork) dial(ctx context.Context, host, address string) (net.Conn, error) {
+	to, _, _ := strings.Cut(address, ":")
+	there := route{host, to}
+	var latency time.Duration
+	n.locked(func() { latency = n.Latency })
+	select {
+	case <-time.After(2 * latency):
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for n.silent || n.dials[there] == errSilence || n.isolated[host] || n.isolated[to] {
+		changed := n.changed
+		n.mu.Unlock()
+		select {
+		case <-changed:
+		case <-ctx.Done():
+		}
+		n.mu.Lock()
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+	}
+	if err := n.dials[there]; err != nil {
+		return nil, err
+	}
+	l := n.listeners[address]
+	if l == nil {
+		return nil, syscall.ECONNREFUSED
+	}
+	forth := &memWire{net: n, route: there, changed: make(chan struct{})}
+	back := &memWire{net: n, route: there.back(), changed: make(chan struct{}), back: forth}
+	forth.back = back
+	n.wires = append(n.wires, forth, back)
+	select {
+	case l.backlog <- &memConn{in: forth, out: back}:
+		return &memConn{in: back, out: forth}, nil
+	default:
+		return nil, syscall.ECONNREFUSED
+	}
+}
+
+// listen returns the listener at an address, which there may already be.
+func (n *memNetwork) listen(address string) *memListener {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.listeners[address] == nil {
+		n.listeners[address] = &memListener{net: n, address: memAddr(address), backlog: make(chan net.Conn, 16), closed: make(chan struct{})}
+	}
+	return n.listeners[address]
+}
+
+type memListener struct {
+	net     *memNetwork
+	address memAddr
+	backlog chan net.Conn
+	closed  chan struct{}
+	closing sync.Once
+}
+
+func (l *memListener) Accept() (net.Conn, error) {
+	select {
+	case conn := <-l.backlog:
+		return conn, nil
+	case <-l.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+func (l *memListener) Close() error {
+	l.closing.Do(func() {
+		close(l.closed)
+		l.net.locked(func() { delete(l.net.listeners, string(l.address)) })
+		for len(l.backlog) > 0 {
+			(<-l.backlog).Close()
+		}
+	})
+	return nil
+}
+
+func (l *memListener) Addr() net.Addr { return l.address }
+
+type memAddr string
+
+func (memAddr) Network() string  { return "mem" }
+func (a memAddr) String() string { return string(a) }
+
+// A memWire carries bytes one way. Its fields are guarded by its network's mu.
+type memWire struct {
+	net *memNetwork
+	route
+	segments        []memSegment // written and not yet read
+	held            int          // bytes in segments
+	stalled, lost   bool         // nothing arrives, for now or for ever
+	closed, deaf    bool         // no more is written; no more is read
+	back            *memWire     // the other direction
+	readBy, writeBy time.Time    // the deadlines
+	changed         chan struct{}
+}
+
+// A memSegment arrives when it is due. An end is the last: the reader gets its
+// error from then on.
+type memSegment struct {
+	due   time.Time
+	bytes []byte
+	end   error
+}
+
+// change wakes those who wait for the wire.
+func (w *memWire) change() {
+	close(w.changed)
+	w.changed = make(chan struct{})
+}
+
+// wait releases mu until the wire has changed, or one of the times has come
+// that are not zero.
+func (w *memWire) wait(until ...time.Time) {
+	changed := w.changed
+	w.net.mu.Unlock()
+	defer w.net.mu.Lock()
+	var first time.Time
+	for _, t := range until {
+		if !t.IsZero() && (first.IsZero() || t.Before(first)) {
+			first = t
+		}
+	}
+	var due <-chan time.Time
+	if !first.IsZero() {
+		due = time.After(time.Until(first))
+	}
+	select {
+	case <-changed:
+	case <-due:
+	}
+}
+
+func past(deadline time.Time) bool { return !deadline.IsZero() && !time.Now().Before(deadline) }
+
+func (w *memWire) read(p []byte) (int, error) {
+	w.net.mu.Lock()
+	defer w.net.mu.Unlock()
+	for {
+		var due time.Time
+		switch {
+		case w.deaf:
+			return 0, net.ErrClosed
+		case past(w.readBy):
+			return 0, os.ErrDeadlineExceeded
+		case len(w.segments) > 0 && !w.stalled && !w.lost:
+			first := &w.segments[0]
+			if due = first.due; time.Now().Before(due) {
+				break
+			}
+			if first.end != nil {
+				return 0, first.end
+			}
+			size := copy(p, first.bytes)
+			first.bytes = first.bytes[size:]
+			if len(first.bytes) == 0 {
+				w.segments = w.segments[1:]
+			}
+			w.held -= size
+			w.change()
+			return size, nil
+		}
+		w.wait(due, w.readBy)
+	}
+}
+
+func (w *memWire) write(p []byte) (written int, err error) {
+	w.net.mu.Lock()
+	defer w.net.mu.Unlock()
+	for len(p) > 0 {
+		switch {
+		case w.closed:
+			return written, syscall.EPIPE
+		case w.deaf && !w.back.stalled && !w.back.lost: // else we do not get to know
+			return written, syscall.ECONNRESET
+		case past(w.writeBy):
+			return written, os.ErrDeadlineExceeded
+		case w.held >= w.net.Room:
+			w.wait(w.writeBy)
+			continue
+		}
+		size := len(p)
+		if w.net.Chunk > 0 {
+			size = 1 + w.net.random.IntN(min(size, w.net.Chunk))
+		}
+		w.append(memSegment{bytes: slices.Clone(p[:size])})
+		p, written = p[size:], written+size
+		if w.net.countdown--; w.net.countdown == 0 {
+			w.net.fault()
+		}
+	}
+	return written, nil
+}
+
+// append sends a segment on its way.
+func (w *memWire) append(s memSegment) {
+	s.due = time.Now()
+	if w.net.Latency > 0 {
+		s.due = s.due.Add(w.net.Latency + atMost(w.net.random, w.net.Latency))
+	}
+	if len(w.segments) > 0 && s.due.Before(w.segments[len(w.segments)-1].due) {
+		s.due = w.segments[len(w.segments)-1].due
+	}
+	if w.net.Rate > 0 {
+		s.due = s.due.Add(time.Duration(len(s.bytes)) * time.Second / time.Duration(w.net.Rate))
+	}
+	w.segments = append(w.segments, s)
+	w.held += len(s.bytes)
+	w.change()
+}
+
+// close ends what is written; the reader gets to know after everything else.
+func (w *memWire) close() {
+	if !w.closed {
+		w.closed = true
+		w.append(memSegment{end: io.EOF})
+	}
+}
+
+// A memConn is one end of a connection.
+type memConn struct{ in, out *memWire }
+
+func (c *memConn) Read(p []byte) (int, error)  { return c.in.read(p) }
+func (c *memConn) Write(p []byte) (int, error) { return c.out.write(p) }
+func (c *memConn) LocalAddr() net.Addr         { return memAddr(c.out.from) }
+func (c *memConn) RemoteAddr() net.Addr        { return memAddr(c.out.to) }
+
+func (c *memConn) Close() error {
+	n := c.out.net
+	n.locked(func() {
+		c.out.close()
+		c.in.deaf = true
+		c.in.change()
+		n.wires = slices.DeleteFunc(n.wires, func(w *memWire) bool { return w.deaf && w.closed })
+	})
+	return nil
+}
+
+func (c *memConn) SetDeadline(t time.Time) error {
+	c.SetReadDeadline(t)
+	return c.SetWriteDeadline(t)
+}
+
+func (c *memConn) SetReadDeadline(t time.Time) error {
+	c.in.net.locked(func() { c.in.readBy = t; c.in.change() })
+	return nil
+}
+
+func (c *memConn) SetWriteDeadline(t time.Time) error {
+	c.out.net.locked(func() { c.out.writeBy = t; c.out.change() })
+	return nil
+}
+
 // Fuzzing what the network can reach.
 
 // What anybody may say on a connection: instead of a hello, or after it.
@@ -5068,616 +5682,4 @@ func loopback(t testing.TB) (here, there net.Conn) {
 	there = must(listener.Accept())
 	t.Cleanup(func() { here.Close(); there.Close() })
 	return here, there
-}
-
-// inBubble is synctest.Test, and keeps to one processor under the race
-// detector, which finds races by order, not by chance: a bubble has one context
-// for the detector, and timers that two processors fire at once corrupt it
-// (go.dev/issue/78156).
-func inBubble(t *testing.T, test func(t *testing.T)) {
-	oneProcessorForRaces(t)
-	synctest.Test(t, test)
-}
-
-func oneProcessorForRaces(t *testing.T) {
-	build, _ := debug.ReadBuildInfo()
-	if build != nil && slices.Contains(build.Settings, debug.BuildSetting{Key: "-race", Value: "true"}) {
-		before := runtime.GOMAXPROCS(1)
-		t.Cleanup(func() { runtime.GOMAXPROCS(before) })
-	}
-}
-
-// simulated runs a test in simulated time, and an hour of it at most: a system
-// that hangs goes on with its heartbeats, so that synctest sees no deadlock.
-func simulated(t *testing.T, test func(t *testing.T)) {
-	inBubble(t, func(t *testing.T) {
-		hour := time.AfterFunc(time.Hour, func() { panic(t.Name() + " hangs") })
-		defer hour.Stop()
-		test(t)
-	})
-}
-
-// eachWay runs a test with two nodes, and with a client at either end.
-func eachWay(t *testing.T, test func(t *testing.T, n *memNetwork, left, right *casty.System)) {
-	for _, way := range []string{"node to node", "node to client", "client to node"} {
-		t.Run(way, func(t *testing.T) {
-			simulated(t, func(t *testing.T) {
-				n := newMemNetwork(1)
-				var left, right *casty.System
-				switch way {
-				case "node to node":
-					left, right = n.node(t, "left"), n.node(t, "right", "left:1")
-				case "node to client":
-					left = n.node(t, "left")
-					right = n.client(t.Context(), t, "right", "left:1")
-				case "client to node":
-					right = n.node(t, "right")
-					left = n.client(t.Context(), t, "left", "right:1")
-				}
-				test(t, n, left, right)
-			})
-		})
-	}
-}
-
-var (
-	ltr = route{"left", "right"}
-	rtl = ltr.back()
-)
-
-// completed completes a stream while somebody consumes the rest.
-func completed(t *testing.T, sink *casty.SinkRef[int], consume func()) {
-	t.Helper()
-	ended := make(chan error, 1)
-	go func() { ended <- sink.Complete(t.Context()) }()
-	consume()
-	if err := receive(t, ended); err != nil {
-		t.Error(err)
-	}
-}
-
-func fromEnv(t *testing.T, name string, otherwise int) int {
-	text := os.Getenv(name)
-	if text == "" {
-		return otherwise
-	}
-	n, err := strconv.Atoi(text)
-	if err != nil {
-		t.Fatalf("%s: %v", name, err)
-	}
-	return n
-}
-
-func atMost(r *rand.Rand, d time.Duration) time.Duration { return time.Duration(r.Int64N(int64(d))) }
-
-func pick[T any](r *rand.Rand, from ...T) T { return from[r.IntN(len(from))] }
-
-// A memNetwork is a network in memory, for tests in a synctest bubble: it
-// takes simulated time. Writes arrive in order, in segments of a random size,
-// each after a while. Hosts have names without a port; an address is such a
-// name and ":1".
-type memNetwork struct {
-	mu     sync.Mutex // guards what follows, and every field of its wires
-	random *rand.Rand
-	conditions
-	logger *slog.Logger
-
-	systems   map[string]*casty.System // that live, by host
-	listeners map[string]*memListener  // by address
-	wires     []*memWire
-	dials     map[route]error // what becomes of those who dial; errSilence: nothing, until ctx ends
-	isolated  map[string]bool // hosts that are cut off
-	silent    bool            // nobody can dial
-	changed   chan struct{}   // closed and replaced when it has changed who can dial
-	countdown int             // segments until fault
-	fault     func()          // called with mu held
-}
-
-type conditions struct {
-	Latency time.Duration // of a segment: this much, and up to as much again
-	Chunk   int           // longest segment; 0: a write is one segment
-	Room    int           // bytes under way before a writer has to wait
-	Rate    int           // bytes per second; 0: no limit
-
-	Mailbox    int // of the systems: a small one loses messages on connections that do well
-	MaxMessage int // of the systems
-}
-
-type route struct{ from, to string }
-
-func (r route) back() route { return route{r.to, r.from} }
-
-var errSilence = errors.New("no answer")
-
-func newMemNetwork(seed uint64) *memNetwork {
-	return &memNetwork{
-		random:     rand.New(rand.NewPCG(seed, 99)),
-		conditions: conditions{Room: 64 << 10},
-		logger:     slog.New(slog.DiscardHandler),
-		systems:    map[string]*casty.System{},
-		listeners:  map[string]*memListener{},
-		dials:      map[route]error{},
-		isolated:   map[string]bool{},
-		changed:    make(chan struct{}),
-	}
-}
-
-func (n *memNetwork) locked(f func()) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	f()
-}
-
-// node starts a node on a host, and closes it in the end.
-func (n *memNetwork) node(t *testing.T, host string, seeds ...string) *casty.System {
-	t.Helper()
-	cfg := n.config(host, seeds)
-	cfg.Address = host + ":1"
-	cfg.Listener = n.listen(cfg.Address)
-	node, err := casty.StartNode(cfg)
-	return n.owned(t, host, node, err)
-}
-
-// client is node for a client.
-func (n *memNetwork) client(ctx context.Context, t *testing.T, host string, seeds ...string) *casty.System {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
-	defer cancel()
-	client, err := casty.Connect(ctx, n.config(host, seeds))
-	return n.owned(t, host, client, err)
-}
-
-func (n *memNetwork) config(host string, seeds []string) casty.Config {
-	return casty.Config{
-		Seeds:      seeds,
-		Mailbox:    n.Mailbox,
-		MaxMessage: n.MaxMessage,
-		Logger:     n.logger,
-		Dial: func(ctx context.Context, address string) (net.Conn, error) {
-			conn, err := n.dial(ctx, host, address)
-			if err != nil {
-				return nil, &net.OpError{Op: "dial", Net: "mem", Addr: memAddr(address), Err: err}
-			}
-			return conn, nil
-		},
-	}
-}
-
-// owned closes a system at the end of the test.
-func (n *memNetwork) owned(t *testing.T, host string, s *casty.System, err error) *casty.System {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-	n.locked(func() { n.systems[host] = s })
-	t.Cleanup(func() { n.close(t, s) })
-	return s
-}
-
-// close closes a system, which must not take long.
-func (n *memNetwork) close(t *testing.T, s *casty.System) {
-	host, start := n.host(s), time.Now()
-	n.locked(func() { delete(n.systems, host) })
-	if err := s.Close(); err != nil {
-		t.Errorf("close %s: %v", host, err)
-	}
-	if took := time.Since(start); took > 5*time.Second {
-		t.Errorf("to close %s took %v", host, took)
-	}
-}
-
-// living are the systems that have not been closed.
-func (n *memNetwork) living() map[string]*casty.System {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return maps.Clone(n.systems)
-}
-
-// host is where a system lives.
-func (n *memNetwork) host(s *casty.System) string {
-	for host, system := range n.living() {
-		if system == s {
-			return host
-		}
-	}
-	return ""
-}
-
-// The faults. Those whose names are not exported elsewhere want mu held.
-
-// after calls fault when so many segments more have been written.
-func (n *memNetwork) after(segments int, fault func()) {
-	n.locked(func() { n.countdown, n.fault = segments, fault })
-}
-
-// strike breaks something at random, and returns how to mend it.
-func (n *memNetwork) strike(random *rand.Rand) (heal func()) {
-	var there route
-	if len(n.wires) > 0 {
-		there = pick(random, n.wires...).route
-	}
-	back := there.back()
-	refuse := func(err error) { n.refuse(there, err); n.refuse(back, err) }
-	stall := func(stalled bool) { n.stall(there, stalled); n.stall(back, stalled) }
-	switch random.IntN(10) {
-	case 0: // a reset, and all is well again
-		n.cut(there)
-	case 1: // a reset, and nobody listens
-		n.cut(there)
-		refuse(syscall.ECONNREFUSED)
-	case 2: // a reset, and dialling gets no answer
-		n.cut(there)
-		refuse(errSilence)
-	case 3: // a partition; what is under way arrives in the end
-		stall(true)
-		refuse(errSilence)
-	case 4: // the connections are dead, and only heartbeats can tell
-		n.lose(there)
-		n.lose(back)
-	case 5: // one direction of them is
-		n.lose(there)
-	case 6: // one direction stops for a while
-		n.stall(there, true)
-	case 7: // a reset that the other end does not hear of
-		n.lose(there)
-		n.reset(back)
-	case 8: // a reset that the other end hears of after what was under way
-		n.reset(back)
-		n.on(there, (*memWire).close)
-		n.stall(there, true)
-	case 9: // very slow
-		latency := n.Latency
-		n.Latency = atMost(random, 3*time.Second)
-		return func() { n.Latency = latency }
-	}
-	return func() { refuse(nil); stall(false) }
-}
-
-// on calls f for each wire of a route.
-func (n *memNetwork) on(r route, f func(*memWire)) {
-	for _, w := range n.wires {
-		if w.route == r {
-			f(w)
-			w.change()
-		}
-	}
-}
-
-// cut resets the connections between two hosts.
-func (n *memNetwork) cut(r route) {
-	for _, r := range []route{r, r.back()} {
-		n.reset(r)
-		n.on(r, func(w *memWire) { w.closed = true })
-	}
-}
-
-// reset tells those who read that the connection is gone. What was under way
-// to them is lost, from a random place on.
-func (n *memNetwork) reset(r route) {
-	n.on(r, func(w *memWire) {
-		w.segments = w.segments[:n.random.IntN(len(w.segments)+1)]
-		w.append(memSegment{end: syscall.ECONNRESET})
-	})
-}
-
-// stall keeps what is under way from arriving, for now.
-func (n *memNetwork) stall(r route, stalled bool) { n.on(r, func(w *memWire) { w.stalled = stalled }) }
-
-// lose keeps what is under way on these connections from ever arriving.
-func (n *memNetwork) lose(r route) { n.on(r, func(w *memWire) { w.lost = true }) }
-
-// refuse decides what becomes of those who dial.
-func (n *memNetwork) refuse(r route, err error) {
-	n.dials[r] = err
-	close(n.changed)
-	n.changed = make(chan struct{})
-}
-
-// down cuts the connections between left and right, and everybody else, and
-// lets nobody dial for a while. It wants mu held.
-func (n *memNetwork) down(d time.Duration) {
-	for _, w := range slices.Clone(n.wires) {
-		n.cut(w.route)
-	}
-	n.silent = true
-	time.AfterFunc(d, func() {
-		n.locked(func() {
-			n.silent = false
-			n.refuse(route{}, nil)
-		})
-	})
-}
-
-// isolate cuts a system's host off, without a word, until it rejoins.
-func (n *memNetwork) isolate(s *casty.System) {
-	host := n.host(s)
-	n.locked(func() {
-		n.isolated[host] = true
-		for _, w := range n.wires {
-			if w.from == host || w.to == host {
-				w.lost = true
-				w.change()
-			}
-		}
-	})
-}
-
-func (n *memNetwork) rejoin(host string) {
-	n.locked(func() {
-		delete(n.isolated, host)
-		n.refuse(route{}, nil)
-	})
-}
-
-// part resets a system's connections, and keeps its host apart from all
-// others for a while.
-func (n *memNetwork) part(s *casty.System, d time.Duration) {
-	host := n.host(s)
-	n.locked(func() {
-		n.isolated[host] = true
-		for _, w := range n.wires {
-			if w.from == host {
-				n.cut(w.route)
-			}
-		}
-	})
-	time.Sleep(d)
-	n.rejoin(host)
-}
-
-func (n *memNetwork) dial(ctx context.Context, host, address string) (net.Conn, error) {
-	to, _, _ := strings.Cut(address, ":")
-	there := route{host, to}
-	var latency time.Duration
-	n.locked(func() { latency = n.Latency })
-	select {
-	case <-time.After(2 * latency):
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	for n.silent || n.dials[there] == errSilence || n.isolated[host] || n.isolated[to] {
-		changed := n.changed
-		n.mu.Unlock()
-		select {
-		case <-changed:
-		case <-ctx.Done():
-		}
-		n.mu.Lock()
-		if ctx.Err() != nil {
-			return nil, ctx.Err()
-		}
-	}
-	if err := n.dials[there]; err != nil {
-		return nil, err
-	}
-	l := n.listeners[address]
-	if l == nil {
-		return nil, syscall.ECONNREFUSED
-	}
-	forth := &memWire{net: n, route: there, changed: make(chan struct{})}
-	back := &memWire{net: n, route: there.back(), changed: make(chan struct{}), back: forth}
-	forth.back = back
-	n.wires = append(n.wires, forth, back)
-	select {
-	case l.backlog <- &memConn{in: forth, out: back}:
-		return &memConn{in: back, out: forth}, nil
-	default:
-		return nil, syscall.ECONNREFUSED
-	}
-}
-
-// listen returns the listener at an address, which there may already be.
-func (n *memNetwork) listen(address string) *memListener {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if n.listeners[address] == nil {
-		n.listeners[address] = &memListener{net: n, address: memAddr(address), backlog: make(chan net.Conn, 16), closed: make(chan struct{})}
-	}
-	return n.listeners[address]
-}
-
-type memListener struct {
-	net     *memNetwork
-	address memAddr
-	backlog chan net.Conn
-	closed  chan struct{}
-	closing sync.Once
-}
-
-func (l *memListener) Accept() (net.Conn, error) {
-	select {
-	case conn := <-l.backlog:
-		return conn, nil
-	case <-l.closed:
-		return nil, net.ErrClosed
-	}
-}
-
-func (l *memListener) Close() error {
-	l.closing.Do(func() {
-		close(l.closed)
-		l.net.locked(func() { delete(l.net.listeners, string(l.address)) })
-		for len(l.backlog) > 0 {
-			(<-l.backlog).Close()
-		}
-	})
-	return nil
-}
-
-func (l *memListener) Addr() net.Addr { return l.address }
-
-type memAddr string
-
-func (memAddr) Network() string  { return "mem" }
-func (a memAddr) String() string { return string(a) }
-
-// A memWire carries bytes one way. Its fields are guarded by its network's mu.
-type memWire struct {
-	net *memNetwork
-	route
-	segments        []memSegment // written and not yet read
-	held            int          // bytes in segments
-	stalled, lost   bool         // nothing arrives, for now or for ever
-	closed, deaf    bool         // no more is written; no more is read
-	back            *memWire     // the other direction
-	readBy, writeBy time.Time    // the deadlines
-	changed         chan struct{}
-}
-
-// A memSegment arrives when it is due. An end is the last: the reader gets its
-// error from then on.
-type memSegment struct {
-	due   time.Time
-	bytes []byte
-	end   error
-}
-
-// change wakes those who wait for the wire.
-func (w *memWire) change() {
-	close(w.changed)
-	w.changed = make(chan struct{})
-}
-
-// wait releases mu until the wire has changed, or one of the times has come
-// that are not zero.
-func (w *memWire) wait(until ...time.Time) {
-	changed := w.changed
-	w.net.mu.Unlock()
-	defer w.net.mu.Lock()
-	var first time.Time
-	for _, t := range until {
-		if !t.IsZero() && (first.IsZero() || t.Before(first)) {
-			first = t
-		}
-	}
-	var due <-chan time.Time
-	if !first.IsZero() {
-		due = time.After(time.Until(first))
-	}
-	select {
-	case <-changed:
-	case <-due:
-	}
-}
-
-func past(deadline time.Time) bool { return !deadline.IsZero() && !time.Now().Before(deadline) }
-
-func (w *memWire) read(p []byte) (int, error) {
-	w.net.mu.Lock()
-	defer w.net.mu.Unlock()
-	for {
-		var due time.Time
-		switch {
-		case w.deaf:
-			return 0, net.ErrClosed
-		case past(w.readBy):
-			return 0, os.ErrDeadlineExceeded
-		case len(w.segments) > 0 && !w.stalled && !w.lost:
-			first := &w.segments[0]
-			if due = first.due; time.Now().Before(due) {
-				break
-			}
-			if first.end != nil {
-				return 0, first.end
-			}
-			size := copy(p, first.bytes)
-			first.bytes = first.bytes[size:]
-			if len(first.bytes) == 0 {
-				w.segments = w.segments[1:]
-			}
-			w.held -= size
-			w.change()
-			return size, nil
-		}
-		w.wait(due, w.readBy)
-	}
-}
-
-func (w *memWire) write(p []byte) (written int, err error) {
-	w.net.mu.Lock()
-	defer w.net.mu.Unlock()
-	for len(p) > 0 {
-		switch {
-		case w.closed:
-			return written, syscall.EPIPE
-		case w.deaf && !w.back.stalled && !w.back.lost: // else we do not get to know
-			return written, syscall.ECONNRESET
-		case past(w.writeBy):
-			return written, os.ErrDeadlineExceeded
-		case w.held >= w.net.Room:
-			w.wait(w.writeBy)
-			continue
-		}
-		size := len(p)
-		if w.net.Chunk > 0 {
-			size = 1 + w.net.random.IntN(min(size, w.net.Chunk))
-		}
-		w.append(memSegment{bytes: slices.Clone(p[:size])})
-		p, written = p[size:], written+size
-		if w.net.countdown--; w.net.countdown == 0 {
-			w.net.fault()
-		}
-	}
-	return written, nil
-}
-
-// append sends a segment on its way.
-func (w *memWire) append(s memSegment) {
-	s.due = time.Now()
-	if w.net.Latency > 0 {
-		s.due = s.due.Add(w.net.Latency + atMost(w.net.random, w.net.Latency))
-	}
-	if len(w.segments) > 0 && s.due.Before(w.segments[len(w.segments)-1].due) {
-		s.due = w.segments[len(w.segments)-1].due
-	}
-	if w.net.Rate > 0 {
-		s.due = s.due.Add(time.Duration(len(s.bytes)) * time.Second / time.Duration(w.net.Rate))
-	}
-	w.segments = append(w.segments, s)
-	w.held += len(s.bytes)
-	w.change()
-}
-
-// close ends what is written; the reader gets to know after everything else.
-func (w *memWire) close() {
-	if !w.closed {
-		w.closed = true
-		w.append(memSegment{end: io.EOF})
-	}
-}
-
-// A memConn is one end of a connection.
-type memConn struct{ in, out *memWire }
-
-func (c *memConn) Read(p []byte) (int, error)  { return c.in.read(p) }
-func (c *memConn) Write(p []byte) (int, error) { return c.out.write(p) }
-func (c *memConn) LocalAddr() net.Addr         { return memAddr(c.out.from) }
-func (c *memConn) RemoteAddr() net.Addr        { return memAddr(c.out.to) }
-
-func (c *memConn) Close() error {
-	n := c.out.net
-	n.locked(func() {
-		c.out.close()
-		c.in.deaf = true
-		c.in.change()
-		n.wires = slices.DeleteFunc(n.wires, func(w *memWire) bool { return w.deaf && w.closed })
-	})
-	return nil
-}
-
-func (c *memConn) SetDeadline(t time.Time) error {
-	c.SetReadDeadline(t)
-	return c.SetWriteDeadline(t)
-}
-
-func (c *memConn) SetReadDeadline(t time.Time) error {
-	c.in.net.locked(func() { c.in.readBy = t; c.in.change() })
-	return nil
-}
-
-func (c *memConn) SetWriteDeadline(t time.Time) error {
-	c.out.net.locked(func() { c.out.writeBy = t; c.out.change() })
-	return nil
 }
