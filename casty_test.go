@@ -3012,14 +3012,26 @@ func TestStreamSurvivesRandomFaults(t *testing.T) {
 	}
 }
 
-// Seeds that have failed, of scenarios before worsen.
+// Seeds that have failed, and why. The first are of scenarios before worsen. With the
+// last, a scenario asked too much.
 func TestSeedsThatHaveFailed(t *testing.T) {
-	for because, seeds := range map[string][]uint64{
-		"'it has stopped' was said once, on a connection that its other end had lost": {133634, 221108, 196095, 724017},
-		"a consumer subscribed so often that a slow link was full of copies":          {57784, 264726, 340671, 329309},
+	for _, c := range []struct {
+		because string
+		worsen  func(*scenario)
+		seeds   []uint64
+	}{
+		{"'it has stopped' was said once, on a connection that its other end had lost", func(*scenario) {}, []uint64{133634, 221108, 196095, 724017}},
+		{"a consumer subscribed so often that a slow link was full of copies", func(*scenario) {}, []uint64{57784, 264726, 340671, 329309}},
+		{"a client could not know where its consumer went on", (*scenario).worsen, []uint64{69195, 122394, 144888}},
+		{"a consumer had only been asked to stop", (*scenario).worsen, []uint64{60909}},
+		{"a slow link was to carry announcements beside elements", (*scenario).worsen, []uint64{182995}},
 	} {
-		for _, seed := range seeds {
-			t.Run(fmt.Sprint(because, " ", seed), func(t *testing.T) { runScenario(t, newScenario(seed)) })
+		for _, seed := range c.seeds {
+			t.Run(fmt.Sprint(c.because, " ", seed), func(t *testing.T) {
+				s := newScenario(seed)
+				c.worsen(&s)
+				runScenario(t, s)
+			})
 		}
 	}
 }
