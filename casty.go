@@ -360,8 +360,8 @@ func (r ActorRef[M]) tell(from Place, msg M) error {
 //     from another process within a heartbeat, and without the reason;
 //   - ErrUnreachable: its process does not answer. To go on watching, call Watch
 //     again;
-//   - ErrUnsendable: its process could not decode a message to the actor that came
-//     from this one, so that whoever expects an answer may expect it in vain;
+//   - ErrUnsendable: its process could not decode a message that this process has
+//     sent to the actor, so whoever expects an answer may expect it in vain;
 //   - ErrWrongType: its mailbox is for messages of another type.
 //
 // It gets nothing if ctx ends before.
@@ -369,8 +369,9 @@ func (r ActorRef[M]) Watch(ctx context.Context, from Place) <-chan error {
 	return r.watch(ctx, from, false)
 }
 
-// watch is Watch. With asks, which Ask alone sets, the watch also ends when the reply
-// may have been lost with a connection.
+// watch is Watch. With asks, which Ask alone sets, it also ends four heartbeats after
+// an earlier connection to the same process was lost, for the reply may have gone
+// into that one.
 func (r ActorRef[M]) watch(ctx context.Context, from Place, asks bool) <-chan error {
 	ended := make(chan error, 1)
 	from.system().watch(ctx, &watch{target: r.address, takes: typeName[M](), asks: asks, fire: func(err error) { ended <- err }})
@@ -646,6 +647,8 @@ func (s *System) watch(ctx context.Context, w *watch) {
 	if ctx.Err() != nil {
 		return
 	}
+	// Forget may come too late for a ctx that has ended; and once the watch has fired,
+	// nothing is kept for it.
 	ctx, done := context.WithCancel(ctx)
 	fire := w.fire
 	w.fire = func(err error) {

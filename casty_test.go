@@ -3025,6 +3025,7 @@ func TestSeedsThatHaveFailed(t *testing.T) {
 		{"a client could not know where its consumer went on", (*scenario).worsen, []uint64{69195, 122394, 144888}},
 		{"a consumer had only been asked to stop", (*scenario).worsen, []uint64{60909}},
 		{"a slow link was to carry announcements beside elements", (*scenario).worsen, []uint64{182995}},
+		{"another stream was to begin where all had ended", (*scenario).worsen, []uint64{465688}},
 	} {
 		for _, seed := range c.seeds {
 			t.Run(fmt.Sprint(c.because, " ", seed), func(t *testing.T) {
@@ -3392,17 +3393,23 @@ func (r *run) bulk(ctx context.Context, to *casty.System) {
 	if r.Bulk == 0 {
 		return
 	}
-	producer := spawn(r.T, r.at, "bulk", casty.StreamProducer[element](0))
+	producer, err := casty.Spawn(r.at, "bulk", casty.StreamProducer[element](0))
+	if err != nil {
+		return // the system has ended already
+	}
 	sink, err := casty.GetSink(ctx, r.at, producer)
 	if err != nil {
-		return // the run, or the system, has ended already
+		return // the run, or the system, has
 	}
 	go func() {
 		for n := 0; n < r.Bulk && sink.Put(ctx, element{N: n, Ballast: make([]byte, 64<<10)}) == nil; n++ {
 		}
 		sink.Complete(ctx)
 	}()
-	consumer := spawn(r.T, to, "bulk", casty.StreamConsumer(producer, casty.PeerTimeout(r.PeerTimeout)))
+	consumer, err := casty.Spawn(to, "bulk", casty.StreamConsumer(producer, casty.PeerTimeout(r.PeerTimeout)))
+	if err != nil {
+		return
+	}
 	source, err := casty.GetSource(ctx, to, consumer)
 	if err != nil {
 		return

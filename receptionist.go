@@ -425,20 +425,20 @@ func (r *receptionist) ours() (a announcement) {
 	return a
 }
 
-// announce tells whoever has been heard from, and others.
-func (r *receptionist) announce(others []string) {
+// announce tells whoever has been heard from, and some besides.
+func (r *receptionist) announce(besides []string) {
 	a := r.ours()
 	for host := range r.others { // without the lock, since nobody else writes it
 		r.tell(a, host)
 	}
-	for _, host := range others {
+	for _, host := range besides {
 		if _, told := r.others[host]; !told {
 			r.tell(a, host)
 		}
 	}
 }
 
-// contacts are the seeds and the strangers, each of whom has one contact less to come.
+// contacts are the seeds, and the strangers, each of which has one contact less to come.
 // The strangers are in the random order of a map: since only so many
 // can be dialled at once, each has its turn.
 func (r *receptionist) contacts() []string {

@@ -228,18 +228,22 @@ func (r *remote) send(to Address, msg any) error {
 // watch asks at once, unless the same is being asked already. The link asks again
 // with each heartbeat.
 func (r *remote) watch(w *watch) error {
+	question := w.question()
 	r.mu.Lock()
-	defer r.mu.Unlock()
 	way, err := r.route(w.target.Host)
 	if err != nil {
+		r.mu.Unlock()
 		return err
 	}
-	question := w.question()
-	if len(way.watches[question]) == 0 {
+	first := len(way.watches[question]) == 0
+	if first {
 		way.watches[question] = map[*watch]bool{}
-		way.outbox.send(envelope{Message: question})
 	}
 	way.watches[question][w] = true
+	r.mu.Unlock()
+	if first {
+		way.outbox.send(envelope{Message: question})
+	}
 	return nil
 }
 
@@ -316,17 +320,17 @@ func (o *outbox) send(msg envelope) error {
 	return nil
 }
 
-// terms says after how many bytes a message has to wait: the less its sender can
-// wait, the later.
+// terms says how full the outbox may be for a message to be taken. Whose sender can
+// wait the least may find it the fullest:
 //
-//   - a run of elements waits at maxBulk if another for the same consumer is there,
-//     otherwise at maxQueued, so that each stream has its turn;
-//   - what users send waits, which makes it a dead letter, at maxQueued;
-//   - what processes say waits at twice that: it is little, and without it the peer
+//   - maxBulk for a run of elements, if another for the same consumer is there;
+//     otherwise maxQueued, so that each stream has its turn;
+//   - maxQueued for what users send, which is a dead letter beyond;
+//   - twice that for what processes say, which is little, and without which the peer
 //     would take us for dead.
 //
-// It also says how many bytes a message may have. A run that has more than its share
-// of maxBulk fails, and its producer halves it.
+// It also says how large the message may be. A run that is larger than its share of
+// maxBulk fails, and its producer halves it.
 func (o *outbox) terms(msg envelope) (most, limit int) {
 	most, limit = maxQueued, o.limit
 	if b, ok := msg.Message.(bulk); ok {
@@ -588,7 +592,6 @@ func (l *link) claim() *outbox {
 	case way == nil: // we have nothing to say yet, or the link that carried it is lost
 		return r.newRoute(l.host, l).outbox
 	case way.link == l: // ours already
-		way.askAgain()
 		return way.outbox
 	case !way.link.open(): // messages have gathered for a link that is still being dialled
 		way.link = l
@@ -597,12 +600,18 @@ func (l *link) claim() *outbox {
 	return &outbox{} // always empty: the link writes heartbeats only, as long as the other lives
 }
 
-// askAgain repeats the questions of all watches, once per heartbeat. The caller
-// holds remote.mu.
-func (way *route) askAgain() {
-	maps.DeleteFunc(way.watches, func(_ watching, watches map[*watch]bool) bool { return len(watches) == 0 })
-	for question := range way.watches {
-		way.outbox.send(envelope{Message: question})
+// askAgain repeats the questions of all watches, once per heartbeat.
+func (l *link) askAgain(to *outbox) {
+	r := l.remote
+	var questions []watching
+	r.mu.Lock()
+	if way := r.routes[l.host]; way != nil && way.link == l {
+		maps.DeleteFunc(way.watches, func(_ watching, watches map[*watch]bool) bool { return len(watches) == 0 })
+		questions = slices.Collect(maps.Keys(way.watches))
+	}
+	r.mu.Unlock() // an outbox may be busy with a large message, and all others would wait
+	for _, question := range questions {
+		to.send(envelope{Message: question})
 	}
 }
 
@@ -617,6 +626,7 @@ func (l *link) write(ctx context.Context, conn net.Conn, from *outbox) error {
 		case <-from.wake: // never, if the outbox is always empty
 		case <-heartbeat.C:
 			from = l.claim()
+			l.askAgain(from)
 			last, out = stillHere, bytes.Buffer{} // the memory that a burst needed is let go
 		case <-l.remote.closing.Done():
 			last = hangUp
@@ -647,7 +657,8 @@ func (l *link) read(conn net.Conn, raw *steady) error {
 	dec := gob.NewDecoder(&frame)
 	doubtful, described := false, 0 // what is known of the decoder
 	for {
-		next, fresh, err := readFrame(in, body, r.system.config.MaxMessage+maxTypes)
+		// A length of nine bytes at most stands before the message itself.
+		next, fresh, err := readFrame(in, body, r.system.config.MaxMessage+maxTypes+9)
 		if err != nil {
 			return err
 		}
@@ -704,7 +715,8 @@ func (l *link) receive(msg envelope) {
 }
 
 // reject is about a message that could not be decoded, so that nobody can tell
-// what it was: a dead letter, of which the sender is told.
+// what it was: a dead letter, of which the sender is told. In the log, the answer
+// stands for the message.
 func (l *link) reject(actor string, err error, doubtful bool) {
 	s := l.remote.system
 	to, answer := s.actor(actor), undecodable{actor, brief(err), doubtful}
@@ -742,17 +754,19 @@ func (m undecodable) concerns(w *watch) error {
 }
 
 // reached are the routes whose questions and messages the peer may have answered on
-// this link: the one that it carries, and two kinds that it does not. The peer may
-// have chosen this link while its handshake was not done here, so that we know only
-// the host. And a process that refs call localhost:1 and 127.0.0.1:1 has a route by
-// each name.
+// this link.
 func (l *link) reached() (ways []*route) {
 	l.remote.mu.Lock()
 	defer l.remote.mu.Unlock()
 	for host, way := range l.remote.routes {
-		if way.link == l || host == l.host || way.link.open() && way.link.peer == l.peer {
-			ways = append(ways, way)
+		switch {
+		case way.link == l: // the one that it carries
+		case host == l.host: // the peer has done the handshake, and answers here; we have not, and use another link
+		case way.link.open() && way.link.peer == l.peer: // another name, localhost:1 for 127.0.0.1:1, of the same peer
+		default:
+			continue
 		}
+		ways = append(ways, way)
 	}
 	return ways
 }
@@ -780,10 +794,7 @@ func (r *remote) fire(ways []*route, why func(*watch) error) {
 // end follows a lost connection, or one that never came about. The route that the
 // link carries ends with it: messages that still wait in the outbox, and that
 // nobody says again, are counted as dead letters. The peer may notice the loss
-// later than we do, and write to the dead connection until then. For answers to
-// watches that is no loss, since they are given again. A reply is said only once:
-// so whoever has asked since, over another connection, and still waits when the
-// peer must have noticed, after its silence and a heartbeat, is told, too.
+// later than we do.
 func (l *link) end(err error) {
 	r, s := l.remote, l.remote.system
 	err = fmt.Errorf("%w: %w", ErrUnreachable, plainly(err))
@@ -807,6 +818,9 @@ func (l *link) end(err error) {
 		s.warn("dead letters: lost", "casty: dead letters", "to", to, "messages", letters, "reason", err)
 	}
 	r.fire(ways, func(*watch) error { return err })
+	// Until the peer notices, it may write replies to the dead connection, and a reply
+	// is said only once. So those who have asked since, over another connection, are
+	// told, too, if they still wait when the peer must have noticed.
 	time.AfterFunc(r.heartbeats(silence+1), func() {
 		r.fire(l.reached(), func(w *watch) error {
 			if w.asks {

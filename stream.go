@@ -45,8 +45,9 @@ package casty
 //  2. serves one consumer at a time, and heeds nobody else's demand or cancel.
 //     On a Subscribe from the consumer that it serves, or from anyone when it
 //     serves none, it goes back, or on, to what is acknowledged, and says so with
-//     Subscribed. From acknowledges as Received does. Whoever says From past the
-//     end has taken elements of another stream, and is refused;
+//     Subscribed. From acknowledges as Received does. Whoever says From past
+//     what the producer has taken from its sink holds elements of another stream,
+//     and is refused;
 //  3. lets a rival, another consumer that subscribes, wait. If the served consumer
 //     speaks, the rival is refused. If the served consumer has stopped, or has
 //     been unreachable for a heartbeat, the rival takes its place;
@@ -346,7 +347,7 @@ func GetSource[E any](ctx context.Context, in Place, consumer ActorRef[StreamCon
 // room for another, once the loop asks for the next.
 func (s *SourceRef[E]) All(ctx context.Context) iter.Seq2[E, error] {
 	return func(yield func(E, error) bool) {
-		over := false // set at the end of the stream; next has left it then, if need be
+		over := false // the stream has ended by itself: a later loop is to end the same way, not with ErrCancelled
 		defer func() {
 			if !over { // the user leaves, by break, return or panic
 				s.leave()
@@ -550,7 +551,8 @@ func (c *consumer[E]) start() {
 func (c *consumer[E]) tell(msg StreamProducerMsg[E]) { c.producer.tell(c.self, msg) }
 
 // subscribe asks to be served from the next position on, or from anywhere as
-// long as nothing has been taken.
+// long as nothing has been taken: a producer that has come back under the same name
+// may have begun anew.
 func (c *consumer[E]) subscribe() {
 	from := c.received
 	if c.tookNothing() {
@@ -673,17 +675,15 @@ func (c *consumer[E]) onRefused(reason string) {
 }
 
 // onLost gives a producer up that has stopped, or is for other elements. One
-// that is unreachable may come back, and is asked soon. So is one whose process
-// could not decode a message: a process that has a producer of these elements can
-// decode what their consumers say, so the message was somebody else's, from this
-// process.
+// that is unreachable may come back, and is asked soon. If its process could not
+// decode a message, that was somebody else's of this process: a process with a
+// producer of these elements can decode all that a consumer of them says.
 func (c *consumer[E]) onLost(err error) {
 	switch {
 	case errors.Is(err, ErrUnreachable):
 		c.lost = err
 		c.retry.begin(c.received) // so that the next onTick subscribes
 	case errors.Is(err, ErrUnsendable):
-		c.retry.begin(c.received)
 	case errors.Is(err, ErrStopped) && !c.tookNothing():
 		c.quit(fmt.Errorf("%w: the producer has %w", ErrCannotResume, err)) // "has stopped"
 	default:
@@ -905,7 +905,7 @@ type producer[E any] struct {
 	refusal error            // why nothing is sent any more, to anybody: rule 4; nil: something may be
 }
 
-// A backlog is what a producer has taken from its sink, and what has not been
+// A backlog is what a producer has taken from its sink and its consumer has not
 // acknowledged. It is the same for every consumer.
 type backlog[E any] struct {
 	base     uint64               // the position of the first element here
@@ -1098,7 +1098,7 @@ func (p *producer[E]) send() (room <-chan struct{}) {
 	if errors.Is(err, ErrUnsendable) {
 		p.sink.close(err)
 		p.backlog.endAt(p.served.cursor, err)
-		p.rival = nil // it was heard when there was more; it will ask again
+		p.rival = nil // its From may be past the end, which has moved back; it will ask again
 		err = p.served.send(&p.backlog)
 	}
 	var full roomAhead
