@@ -1278,7 +1278,7 @@ func TestLimitsAreThoseOfTheCode(t *testing.T) {
 		// The path of one element, and where to begin to read.
 		"SinkRef.elements: the buffer":                      "elements chan E ",
 		"up to 128 elements, as one message":                "maxRun = 128 ",
-		"512 KiB of elements. Full: the actor sends later":  "maxBulk = 1 << 19 ",
+		"512 KiB. Full: the actor sends later":              "maxBulk = 1 << 19 ",
 		"if nothing is taken for 3 heartbeats, it gives up": "writes: r.heartbeats(silence)}",
 		"mailbox: 512 messages":                             "c.Mailbox = cmp.Or(c.Mailbox, 512)",
 		"SourceRef.runs: the window, 256 elements":          "runs: make(chan []E, window)",
