@@ -443,7 +443,6 @@ func StreamConsumer[E any](producer ActorRef[StreamProducerMsg[E]], options ...S
 		c := &consumer[E]{
 			self:        self,
 			producer:    producer,
-			window:      uint64(window),
 			peerTimeout: max(o.peerTimeout, 5*self.in.config.Heartbeat),
 			source: &SourceRef[E]{
 				producer: producer,
@@ -465,7 +464,6 @@ type consumer[E any] struct {
 	self        *Actor[StreamConsumerMsg[E]]
 	producer    ActorRef[StreamProducerMsg[E]]
 	source      *SourceRef[E]
-	window      uint64
 	peerTimeout time.Duration
 
 	phase    phase
@@ -565,7 +563,9 @@ func (c *consumer[E]) subscribe() {
 func (c *consumer[E]) tookNothing() bool { return c.received == c.first }
 
 // demand is the position up to which there is room: rule 11.
-func (c *consumer[E]) demand() uint64 { return c.source.consumed.Load() + c.window }
+func (c *consumer[E]) demand() uint64 {
+	return c.source.consumed.Load() + uint64(cap(c.source.runs)) // which is the window
+}
 
 func (c *consumer[E]) sayDemand() {
 	if c.phase == subscribed && c.lastWord == nil {
