@@ -590,7 +590,7 @@ type network interface {
 	// send never blocks. Its errors are those of Ask; what is lost after it has
 	// returned is lost without an error.
 	send(to Address, msg any) error
-	// watch keeps a watch, which see below, until it fires or is forgotten.
+	// watch keeps a watch until it fires or is forgotten.
 	watch(w *watch) error
 	forget(w *watch)
 	// close sends what is under way, then closes every connection.
@@ -880,11 +880,10 @@ type Config struct {
 	// a dead letter: up to 1048576, for which room is made at once. Default 512.
 	Mailbox int
 	// MaxMessage bounds a message on the network, in bytes: from 4 KiB to 1 GiB.
-	// Peers with another limit are refused. Default 1 MiB: gob
-	// recurses on the stack while it decodes, half a kilobyte for each byte of a
-	// message in the worst case, which makes 512 MiB, and a process does not
-	// survive a stack of 1 GB. A larger limit is for clusters in which no peer
-	// means harm.
+	// Peers with another limit are refused. Default 1 MiB: gob recurses on the
+	// stack while it decodes, half a kilobyte for each byte of a message in the
+	// worst case, which makes 512 MiB, and a process does not survive a stack of
+	// 1 GB. A larger limit is for clusters in which no peer means harm.
 	MaxMessage int
 }
 

@@ -438,9 +438,9 @@ func (r *receptionist) announce(besides []string) {
 	}
 }
 
-// contacts are the seeds, and the strangers, each of which has one contact less to come.
-// The strangers are in the random order of a map: since only so many
-// can be dialled at once, each has its turn.
+// contacts are the seeds, and the strangers, each of which has one contact less to
+// come. The strangers are in the random order of a map: since only so many can be
+// dialled at once, each has its turn.
 func (r *receptionist) contacts() []string {
 	hosts := slices.Clone(r.self.in.config.Seeds)
 	for host, left := range r.strangers {

@@ -100,7 +100,7 @@ const (
 	readAhead       = 8 << 10  // bytes: a run of 128 small elements is one read, not two; each connection has so much
 	maxDials        = 64       // under way at once, besides those to seeds
 	silence         = 3        // heartbeats without a byte, in or out, before a connection is given up
-	patience        = 10       // heartbeats for the dial, for the handshake, and for the first frame after it, as the handshake may take longer at the other end
+	patience        = 10       // heartbeats for the dial, for our handshake, and then for the peer's, after which its first frame comes
 
 	freshBit  = 1 << 31            // in a frame's header: for a new decoder
 	stillHere = "\x00\x00\x00\x00" // the two frames without a body
@@ -116,8 +116,8 @@ type (
 		Refused      string
 	}
 	envelope struct {
-		To      string // the actor's name#incarnation; empty: the process itself. It comes first, and is known when Message cannot be decoded
-		Message any
+		To      string // the actor's name#incarnation; empty: the process itself
+		Message any    // comes second, so that To is known if this cannot be decoded
 	}
 	watching    struct{ Actor, Takes string }
 	mistaken    struct{ Actor, Takes string }
@@ -197,8 +197,8 @@ func (r *remote) route(host string) (*route, error) {
 	return r.newRoute(host, l), nil
 }
 
-// dials counts the routes whose link has no connection yet, but for those to seeds. The
-// caller holds r.mu.
+// dials counts the routes whose link has no connection yet, but for those to seeds.
+// The caller holds r.mu.
 func (r *remote) dials() (n int) {
 	for host, way := range r.routes {
 		if way.link.host == "" && !slices.Contains(r.system.config.Seeds, host) {

@@ -876,10 +876,10 @@ func (s *SinkRef[E]) failed(doing string, err error) error {
 // acknowledged everything or has cancelled.
 //
 // It never sends an element that was not demanded (rule 1.1 of the Reactive
-// Streams specification), and serves one consumer at a time. When that one has stopped, or has
-// been unreachable for a heartbeat, another may subscribe, and is served all
-// that was not acknowledged. Elements that gob cannot carry can be streamed
-// within a process only.
+// Streams specification), and serves one consumer at a time. When that one has
+// stopped, or has been unreachable for a heartbeat, another may subscribe, and is
+// served all that was not acknowledged. Elements that gob cannot carry can be
+// streamed within a process only.
 func StreamProducer[E any](buffer int) Behavior[StreamProducerMsg[E]] {
 	learnStream[E]()
 	return func(self *Actor[StreamProducerMsg[E]]) {
@@ -908,8 +908,10 @@ type producer[E any] struct {
 // A backlog is what a producer has taken from its sink and its consumer has not
 // acknowledged. It is the same for every consumer.
 type backlog[E any] struct {
-	base     uint64               // the position of the first element here
-	elements []E                  // at most maxWindow, to which subscription.note limits demand; at the end, what was in the sink's buffer, too
+	base uint64 // the position of the first element here
+	// elements are at most maxWindow, to which note limits the demand and, once the
+	// stream has been ended, what was in the sink's buffer.
+	elements []E
 	last     StreamConsumerMsg[E] // the end of the stream; nil: more may come
 }
 
