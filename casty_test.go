@@ -484,7 +484,7 @@ func exchange(t *testing.T, system *casty.System, heard <-chan toConsumer, want 
 // The cast: a peer that is not ours, and may say anything.
 
 const (
-	wireVersion = 2
+	wireVersion = 3
 	maxMessage  = 1 << 20 // the default
 )
 
@@ -570,9 +570,11 @@ type rawPeer struct {
 	host string
 }
 
-type envelope struct {
-	To      string
-	Message any
+type named struct{ Message any }
+
+// letter is the body of a frame for an actor. The type of the message has the number 0.
+func letter(to string, message []byte) []byte {
+	return slices.Concat([]byte(to), []byte{0, 0}, message)
 }
 
 func greet(t testing.TB, node *casty.System, h hello) *rawPeer {
@@ -587,14 +589,14 @@ func greet(t testing.TB, node *casty.System, h hello) *rawPeer {
 
 func (p *rawPeer) frame(body []byte) { p.conn.Write(frame(body)) }
 
-func (p *rawPeer) tell(to string, msg any) { p.frame(encode(envelope{to, msg})) }
+func (p *rawPeer) tell(to string, msg any) { p.frame(letter(to, encode(named{msg}))) }
 
 // pose tells a message that the package keeps to itself. The message looks
 // like it, and goes by another name of the same length, as gob has that one.
 func (p *rawPeer) pose(to, name string, msg any) {
 	alias := strings.ReplaceAll(name, ".", ":")
 	gob.RegisterName(alias, msg)
-	p.frame(bytes.ReplaceAll(encode(envelope{to, msg}), []byte(alias), []byte(name)))
+	p.frame(letter(to, bytes.ReplaceAll(encode(named{msg}), []byte(alias), []byte(name))))
 }
 
 // announcing is receptionist.go's announcement.
@@ -2337,7 +2339,7 @@ var claim = []byte{0xfc, 0x20, 0, 0, 0, 1, 2, 3, 4}
 // nested is as deep as it is long. The package knows no such thing, and skips it.
 type nested []nested
 
-// nest makes a frame's body of this size that nests what is skipped.
+// nest makes a message of this size that nests what is skipped.
 func nest(t testing.TB, size int) []byte {
 	const few = 200 // levels, so that the value's length has two bytes
 	var value nested
@@ -2350,9 +2352,9 @@ func nest(t testing.TB, size int) []byte {
 	for range 2 { // the second comes without its types
 		once = out.Len()
 		if err := enc.Encode(struct {
-			To      string
+			Message any
 			Skipped nested
-		}{"nobody", value}); err != nil {
+		}{nil, value}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -2382,14 +2384,18 @@ func TestBadInputCostsLittle(t *testing.T) {
 			"wrong type: it takes casty_test.double, not casty_test.unknown", false},
 		{"no message", func(p *rawPeer) { p.tell("doubler", nil) }, "wrong type: it takes casty_test.double, not <nil>", false},
 		{"an unknown type", func(p *rawPeer) {
-			p.frame(bytes.ReplaceAll(encode(envelope{"doubler", unknown{}}), []byte("unknown"), []byte("nowhere")))
+			p.frame(letter("doubler", bytes.ReplaceAll(encode(named{unknown{}}), []byte("unknown"), []byte("nowhere"))))
 		}, `name not registered for interface: \"casty_test.nowhere\"; it takes casty_test.double`, false},
-		{"garbage that gob does not accept", func(p *rawPeer) { p.frame([]byte("\x06arbage")) }, "dead letter", false},
-		{"the deepest frame that is allowed", func(p *rawPeer) { p.frame(nest(t, maxMessage)) }, "dead letter", false},
-		{"a deeper one", func(p *rawPeer) { p.frame(nest(t, 4*maxMessage)) }, "is larger than", true},
-		{"garbage in a frame", func(p *rawPeer) { p.frame([]byte("garbage")) }, "claims more than it holds", true},
-		{"a frame cut short", func(p *rawPeer) { p.frame(encode(envelope{"doubler", double{}})[:9]) }, "claims more than it holds", true},
-		{"a claim of 512 MiB", func(p *rawPeer) { p.frame(claim) }, "claims more than it holds", true},
+		{"garbage that gob does not accept", func(p *rawPeer) { p.frame(letter("doubler", []byte("\x06arbage"))) }, "dead letter", false},
+		{"no value at all", func(p *rawPeer) { p.frame(letter("doubler", nil)) }, "dead letter", false},
+		{"the deepest frame that is allowed", func(p *rawPeer) { p.frame(letter("doubler", nest(t, maxMessage))) }, "dead letter", false},
+		{"a deeper one", func(p *rawPeer) { p.frame(letter("doubler", nest(t, 4*maxMessage))) }, "is larger than", true},
+		{"a number that stands for no type", func(p *rawPeer) { p.frame(letter("doubler", encode(double{N: 1}))) }, "dead letter", false},
+		{"garbage in a frame", func(p *rawPeer) { p.frame([]byte("garbage")) }, "holds no message", true},
+		{"a path without a type", func(p *rawPeer) { p.frame([]byte("doubler\x00")) }, "holds no message", true},
+		{"a number without an end", func(p *rawPeer) { p.frame(append([]byte("doubler\x00"), bytes.Repeat([]byte{0xff}, 20)...)) }, "holds no message", true},
+		{"a frame cut short", func(p *rawPeer) { p.frame(letter("doubler", encode(named{double{}})[:9])) }, "claims more than it holds", true},
+		{"a claim of 512 MiB", func(p *rawPeer) { p.frame(letter("doubler", claim)) }, "claims more than it holds", true},
 		{"a length above the limit", func(p *rawPeer) { p.conn.Write([]byte{0x7f, 0xff, 0xff, 0xff}) },
 			"a message of 2147483647 bytes is larger than", true},
 		{"HTTP after the hello", func(p *rawPeer) { p.conn.Write([]byte("GET / HTTP/1.1\r\n\r\n")) }, "larger than", true},
@@ -2439,6 +2445,36 @@ func TestFirstWordIsAnswered(t *testing.T) {
 	}
 }
 
+// The name of a message's type crosses once, and again for a new decoder. An encoder
+// that has failed is replaced, and so is the decoder: here after a message that is too
+// large, and after two that are none.
+func TestTypesAreNamedOnce(t *testing.T) {
+	node := doublerNode(t, casty.Config{})
+	p := greet(t, node, hello{})
+	p.isAnswered() // so the node knows that it is connected
+	at := "casty://casty@" + p.host + "/anybody"
+	hasName := func() bool {
+		refTo[double](t, at).Tell(node, double{N: 1})
+		for {
+			if body := readFrame(t, p.conn); bytes.HasPrefix(body, []byte("anybody\x00")) {
+				return bytes.Contains(body, []byte("casty_test.double"))
+			}
+		}
+	}
+	named := []bool{hasName(), hasName(), hasName()}
+	refTo[[]byte](t, at).Tell(node, make([]byte, 2*maxMessage))
+	named = append(named, hasName(), hasName())
+	refTo[any](t, at).Tell(node, nil)
+	refTo[any](t, at).Tell(node, nil)
+	named = append(named, hasName(), hasName())
+	if want := []bool{true, false, false, true, false, true, false}; !slices.Equal(named, want) {
+		t.Errorf("the type is named: %v instead of %v", named, want)
+	}
+	if n := node.DeadLetters(); n != 3 {
+		t.Errorf("%d dead letters instead of 3", n)
+	}
+}
+
 // What a few bytes claim to be is not allocated, and what is announced is not
 // kept longer than it is needed.
 func TestClaimsCostNoMemory(t *testing.T) {
@@ -2451,7 +2487,7 @@ func TestClaimsCostNoMemory(t *testing.T) {
 	before := allocated()
 	for range 50 {
 		p := greet(t, node, hello{})
-		p.conn.Write(bytes.Repeat(frame(claim), 10))
+		p.conn.Write(bytes.Repeat(frame(letter("doubler", claim)), 10))
 		p.conn.(*net.TCPConn).CloseWrite()
 		p.untilClosed()
 		stranger := dialRaw(t, node)
@@ -2816,7 +2852,7 @@ func TestConnectSaysWhyNot(t *testing.T) {
 	dead := startNode(t)
 	dead.Close()
 	other := listenRaw(t, func(conn net.Conn) {
-		conn.Write(helloFrame(hello{Version: 3, Host: "127.0.0.1:1", Heartbeat: heartbeat}))
+		conn.Write(helloFrame(hello{Version: 99, Host: "127.0.0.1:1", Heartbeat: heartbeat}))
 		io.Copy(io.Discard, conn)
 	})
 	config := func(trusts *authority, certificates []tls.Certificate, name string) casty.Config {
@@ -2832,7 +2868,7 @@ func TestConnectSaysWhyNot(t *testing.T) {
 	}{
 		{"no seeds", casty.Config{}, "", true, []string{`casty: connect to "casty": there are no seeds`}, ""},
 		{"another system", casty.Config{Name: "other"}, "plain", true, []string{"refused", `system "other"`, `"casty"`}, `system \"other\"`},
-		{"another version", casty.Config{}, "other", true, []string{"refused", "version 3"}, ""},
+		{"another version", casty.Config{}, "other", true, []string{"refused", "version 99"}, ""},
 		{"another heartbeat", casty.Config{Heartbeat: time.Second}, "plain", true, []string{"refused", "200ms", "1s"}, "heartbeat of 1s"},
 		{"another limit", casty.Config{MaxMessage: 4 << 20}, "plain", true, []string{"refused", "MaxMessage", "4194304", "1048576"}, "MaxMessage"},
 		{"nobody is there", casty.Config{}, "dead", false, []string{"unreachable", "connection refused"}, ""},
@@ -5049,10 +5085,10 @@ func FuzzConnection(f *testing.F) {
 	casty.StreamProducer[int](0) // tells gob of its messages
 	for _, msg := range []any{double{N: 1}, 1, casty.Subscribe[int]{From: 1}, casty.StreamElement[int]{Elements: []int{1}}} {
 		gob.Register(msg)
-		f.Add(true, frame(encode(envelope{"doubler", msg})))
+		f.Add(true, frame(letter("doubler", encode(named{msg}))))
 	}
 	f.Add(true, []byte{0, 0, 0, 0, 0x80, 0, 0, 0, 0, 0, 0, 1, 9})
-	f.Add(true, frame(claim))
+	f.Add(true, frame(letter("doubler", claim)))
 	for _, say := range [][]byte{nil, []byte("GET / HTTP/1.1\r\n\r\n"), []byte("\x16\x03\x01\x02\x00"), []byte("\x80\x00\x00\x04abcd"),
 		[]byte("\x7f\xff\xff\xff"), helloFrame(hello{}), helloFrame(hello{Host: "127.0.0.1:1"}), frame(claim)} {
 		f.Add(false, say)

@@ -39,25 +39,35 @@ package casty
 // A connection carries frames both ways. A frame is four bytes of header, and a
 // body of as many bytes as the header says. The header's top bit is a flag:
 //
-//	length n             n bytes of gob: one envelope, and the types that it is the first to use
-//	top bit, length n    the same, for a new gob decoder
+//	length n             a message
+//	top bit, length n    the same, for a new decoder
 //	length 0             I am still here: once per heartbeat; never answered
 //	top bit, length 0    I have said everything: hang up
 //
-// gob describes a type only once, in the first message of an encoder that uses it.
+// The body of a message has three parts. The second is a varint:
+//
+//	path of its actor, and a zero byte  |  number of its type  |  the message in gob
+//
+// gob describes what a type consists of only once, in the first message of an
+// encoder that uses it. But it would give the name of a message's type with each
+// message, and look it up, which takes longer than all the rest of a small one. So
+// each encoder numbers the types of its messages. The first message of a type comes
+// as named{message}, which has the name; the number alone stands for it then.
+//
 // So a connection needs one encoder and one decoder that live as long as it does,
 // or are replaced together: that is what the flag says. Lengths keep the two ends
 // in step: whatever gob makes of a body, the next frame begins behind it.
 //
-// The first frame each way is a hello; the dialler speaks first. What follows are
-// envelopes, addressed to an actor or, with an empty To, to the process itself:
+// The first frame each way is a hello, of which the body is gob alone; the dialler
+// speaks first. What follows is for an actor or, with an empty path, for the
+// process itself:
 //
-//	hello{Version, System, Host, ...}           who I am, what I am called, and what must be the same
-//	hello{Refused}                              I do not talk to you, because
-//	envelope{To, message}                       a message to the actor To
-//	envelope{"", watching{Actor, Takes}}        is your actor there, and does it take such messages?
-//	envelope{"", mistaken{Actor, Takes}}        no: it takes these or, if Takes is empty, it is not there
-//	envelope{"", undecodable{Actor, Reason}}    I cannot decode your message to my actor
+//	hello{Version, System, Host, ...}   who I am, what I am called, and what must be the same
+//	hello{Refused}                      I do not talk to you, because
+//	path   any message                  a message to the actor with that path
+//	""     watching{Actor, Takes}       is your actor there, and does it take such messages?
+//	""     mistaken{Actor, Takes}       no: it takes these or, if Takes is empty, it is not there
+//	""     undecodable{Actor, Reason}   I cannot decode your message to my actor
 //
 // # Who can be trusted
 //
@@ -90,8 +100,9 @@ import (
 )
 
 const (
-	protocolVersion = 2
+	protocolVersion = 3
 	maxHello        = 4 << 10  // bytes of a hello
+	maxHead         = 512      // bytes of a message before what gob has put there: a path and a number
 	maxTypes        = 64 << 10 // bytes that describe a message's types; not in MaxMessage, as they depend on what was sent before
 	maxDescribed    = 4 << 20  // bytes that describe types to one decoder, which keeps them
 	maxQueued       = 16 << 20 // bytes that may gather for a host
@@ -115,15 +126,12 @@ type (
 		MaxMessage   int
 		Refused      string
 	}
-	envelope struct {
-		To      string // the actor's name#incarnation; empty: the process itself
-		Message any    // comes second, so that To is known if this cannot be decoded
-	}
+	named       struct{ Message any }
 	watching    struct{ Actor, Takes string }
 	mistaken    struct{ Actor, Takes string }
 	undecodable struct {
 		Actor, Reason string
-		Doubtful      bool // the reason may be an earlier message, which could not be decoded either: see read
+		Doubtful      bool // the reason may be an earlier message, which could not be decoded either: see decoder
 	}
 )
 
@@ -242,7 +250,7 @@ func (r *remote) watch(w *watch) error {
 	way.watches[question][w] = true
 	r.mu.Unlock()
 	if first {
-		way.outbox.send(envelope{Message: question})
+		way.outbox.send(envelope{message: question})
 	}
 	return nil
 }
@@ -259,6 +267,12 @@ func (r *remote) forget(w *watch) {
 }
 
 // ---- What waits for the writer.
+
+// An envelope is a message, and the path of its actor; empty: the process itself.
+type envelope struct {
+	to      string
+	message any
+}
 
 // Two kinds of messages wait on other terms than what users send.
 type (
@@ -279,16 +293,16 @@ type outbox struct {
 
 	mu      sync.Mutex // guards what follows
 	out     bytes.Buffer
-	enc     *gob.Encoder          // nil: the next message starts a new one
-	learnt  map[reflect.Type]bool // types of messages that gob knows
-	letters int                   // messages in out that nobody says again: dead letters, if out is lost
-	aboard  map[string]bool       // actors for which there is bulk in out
-	room    chan struct{}         // closed when out is taken; nil: nobody waits for that
-	err     error                 // why nothing more is taken
+	enc     *gob.Encoder            // nil: the next message starts a new one
+	numbers map[reflect.Type]uint64 // of the types that enc has named
+	letters int                     // messages in out that nobody says again: dead letters, if out is lost
+	aboard  map[string]bool         // actors for which there is bulk in out
+	room    chan struct{}           // closed when out is taken; nil: nobody waits for that
+	err     error                   // why nothing more is taken
 }
 
 func newOutbox(limit int) *outbox {
-	return &outbox{wake: make(chan struct{}, 1), limit: limit, learnt: map[reflect.Type]bool{}, aboard: map[string]bool{}}
+	return &outbox{wake: make(chan struct{}, 1), limit: limit, aboard: map[string]bool{}}
 }
 
 // send encodes a message for the writer, unless too much has gathered: the
@@ -310,10 +324,10 @@ func (o *outbox) send(msg envelope) error {
 	if err := o.encode(msg, limit); err != nil {
 		return fmt.Errorf("%w: %w", ErrUnsendable, err)
 	}
-	if _, ok := msg.Message.(bulk); ok {
-		o.aboard[msg.To] = true
+	if _, ok := msg.message.(bulk); ok {
+		o.aboard[msg.to] = true
 	}
-	if _, again := msg.Message.(repeated); !again && msg.To != "" {
+	if _, again := msg.message.(repeated); !again && msg.to != "" {
 		o.letters++
 	}
 	poke(o.wake)
@@ -333,15 +347,15 @@ func (o *outbox) send(msg envelope) error {
 // maxBulk fails, and its producer halves it.
 func (o *outbox) terms(msg envelope) (most, limit int) {
 	most, limit = maxQueued, o.limit
-	if b, ok := msg.Message.(bulk); ok {
+	if b, ok := msg.message.(bulk); ok {
 		if b.count() > 1 {
 			limit = min(limit, max(maxBulk/(1+len(o.aboard)), minShare))
 		}
-		if o.aboard[msg.To] {
+		if o.aboard[msg.to] {
 			most = maxBulk
 		}
 	}
-	if _, ok := msg.Message.(gossip); ok || msg.To == "" {
+	if _, ok := msg.message.(gossip); ok || msg.to == "" {
 		most = 2 * maxQueued
 	}
 	return most, limit
@@ -361,32 +375,43 @@ func (o *outbox) encode(msg envelope, limit int) (err error) {
 			o.enc = nil
 		}
 	}()
-	if t := reflect.TypeOf(msg.Message); !o.learnt[t] {
-		if err := learn(msg.Message); err != nil {
-			return err
-		}
-		o.learnt[t] = true
-	}
 	flags := uint32(0)
 	if o.enc == nil {
-		o.enc = gob.NewEncoder(&o.out)
-		flags = freshBit
+		o.enc, o.numbers, flags = gob.NewEncoder(&o.out), map[reflect.Type]uint64{}, freshBit
 	}
-	o.out.Write(make([]byte, 4))
-	if err := o.enc.Encode(msg); err != nil {
+	number, value, err := o.numbered(msg.message)
+	if err != nil {
+		return err
+	}
+	head := append(o.out.AvailableBuffer(), 0, 0, 0, 0) // room for the header, which is known last
+	head = append(append(head, msg.to...), 0)
+	head = binary.AppendUvarint(head, number)
+	o.out.Write(head)
+	if err := o.enc.Encode(value); err != nil {
 		return err
 	}
 	frame := o.out.Bytes()[start:]
-	size := len(frame) - 4
-	types, value, _ := measure(frame[4:])
+	types, size, _ := measure(frame[len(head):])
 	switch {
-	case value > limit: // if it is a share, the stream sends less, and nobody reads this
-		return fmt.Errorf("its %d bytes are more than MaxMessage, %d", value, o.limit)
+	case size > limit: // if it is a share, the stream sends less, and nobody reads this
+		return fmt.Errorf("its %d bytes are more than MaxMessage, %d", size, o.limit)
 	case types > maxTypes:
 		return fmt.Errorf("its types take %d bytes to describe, which is more than %d", types, maxTypes)
 	}
-	binary.BigEndian.PutUint32(frame, flags|uint32(size))
+	binary.BigEndian.PutUint32(frame, flags|uint32(len(frame)-4))
 	return nil
+}
+
+// numbered returns the number of a message's type, and what is to be encoded: with
+// the first message of a type goes the type's name.
+func (o *outbox) numbered(message any) (number uint64, value any, err error) {
+	t := reflect.TypeOf(message)
+	if number, known := o.numbers[t]; known || t == nil { // of which gob says that it cannot be sent
+		return number, message, nil
+	}
+	number = uint64(len(o.numbers))
+	o.numbers[t] = number
+	return number, named{message}, learn(message)
 }
 
 // take swaps what has gathered for an empty buffer.
@@ -555,6 +580,9 @@ func (r *remote) greet(conn net.Conn, refusal error) error {
 func (r *remote) meet(conn net.Conn) (theirs hello, err error) {
 	body, _, err := readFrame(conn, nil, maxHello)
 	if err == nil {
+		_, _, err = measure(body)
+	}
+	if err == nil {
 		err = gob.NewDecoder(bytes.NewReader(body)).Decode(&theirs)
 	}
 	switch {
@@ -611,7 +639,7 @@ func (l *link) askAgain(to *outbox) {
 	}
 	r.mu.Unlock() // an outbox may be busy with a large message, and all others would wait
 	for _, question := range questions {
-		to.send(envelope{Message: question})
+		to.send(envelope{message: question})
 	}
 }
 
@@ -645,39 +673,25 @@ func (l *link) write(ctx context.Context, conn net.Conn, from *outbox) error {
 	return ctx.Err()
 }
 
-// read owns the receiving side, and never waits for an actor. A message that it
-// cannot decode may be the one that describes a type. Then the decoder lacks that
-// type, and will fail at messages that are as they should be: a doubtful decoder
-// says so, until the sender begins a new encoder.
+// read owns the receiving side, and never waits for an actor.
 func (l *link) read(conn net.Conn, raw *steady) error {
 	r := l.remote
 	in := bufio.NewReaderSize(conn, readAhead)
-	var frame bytes.Reader
+	dec := newDecoder()
 	var body []byte
-	dec := gob.NewDecoder(&frame)
-	doubtful, described := false, 0 // what is known of the decoder
 	for {
-		// A length of nine bytes at most stands before the message itself.
-		next, fresh, err := readFrame(in, body, r.system.config.MaxMessage+maxTypes+9)
+		next, fresh, err := readFrame(in, body, maxHead+maxTypes+r.system.config.MaxMessage+9) // nine is the most that gob's length takes
 		if err != nil {
 			return err
 		}
 		raw.reads = r.heartbeats(silence) // the peer has our hello, and is there
 		if fresh {
-			dec, doubtful, described = gob.NewDecoder(&frame), false, 0
+			dec = newDecoder()
 		}
 		switch body = next; {
 		case len(body) > 0:
-			types, value, _ := measure(body)
-			frame.Reset(body)
-			if msg, err := decode(dec); err == nil {
-				l.receive(msg)
-			} else {
-				l.reject(msg.To, err, doubtful)
-				doubtful, types = true, types+value // the value may have been one more type
-			}
-			if described += types; described > maxDescribed {
-				return fmt.Errorf("the peer describes types in more than %d bytes", maxDescribed)
+			if err := l.understand(body, dec); err != nil {
+				return err
 			}
 		case fresh: // hangUp
 			return io.EOF
@@ -687,10 +701,39 @@ func (l *link) read(conn net.Conn, raw *steady) error {
 	}
 }
 
-func (l *link) receive(msg envelope) {
+// understand takes the message out of a frame. Its error is about what no honest peer
+// sends; a message that cannot be decoded is its sender's concern.
+func (l *link) understand(body []byte, dec *decoder) error {
+	path, rest, ended := bytes.Cut(body, []byte{0})
+	number, length := binary.Uvarint(rest)
+	value := rest[max(length, 0):]
+	if !ended || length <= 0 || len(body)-len(value) > maxHead {
+		return fmt.Errorf("a frame of %d bytes holds no message", len(body))
+	}
+	described, size, err := measure(value)
+	if err != nil {
+		return err
+	}
+	named := dec.types[number] != nil
+	if msg, err := dec.decode(number, value); err == nil {
+		l.receive(dec.actor(path), msg)
+	} else {
+		l.reject(dec.actor(path), err, dec.doubtful)
+		named, dec.doubtful = false, true
+	}
+	if !named { // the value has the name of a type or, since it cannot be decoded, may be one more type
+		described += size
+	}
+	if dec.described += described; dec.described > maxDescribed {
+		return fmt.Errorf("the peer describes types in more than %d bytes", maxDescribed)
+	}
+	return nil
+}
+
+func (l *link) receive(path string, msg any) {
 	r, s := l.remote, l.remote.system
-	from, to := Address{System: s.config.Name, Host: l.peer}, s.actor(msg.To)
-	switch m := msg.Message.(type) {
+	from, to := Address{System: s.config.Name, Host: l.peer}, s.actor(path)
+	switch m := msg.(type) {
 	case watching:
 		if takes := s.takes(s.actor(m.Actor)); takes != m.Takes {
 			r.send(from, mistaken{m.Actor, takes})
@@ -717,9 +760,9 @@ func (l *link) receive(msg envelope) {
 // reject is about a message that could not be decoded, so that nobody can tell
 // what it was: a dead letter, of which the sender is told. In the log, the answer
 // stands for the message.
-func (l *link) reject(actor string, err error, doubtful bool) {
+func (l *link) reject(path string, err error, doubtful bool) {
 	s := l.remote.system
-	to, answer := s.actor(actor), undecodable{actor, brief(err), doubtful}
+	to, answer := s.actor(path), undecodable{path, brief(err), doubtful}
 	s.deadLetter(to, answer, fmt.Errorf("%w; it takes %s", err, cmp.Or(s.takes(to), "nothing: no such actor")))
 	l.remote.send(Address{Host: l.peer}, answer)
 }
@@ -929,48 +972,80 @@ func readFrame(in io.Reader, body []byte, limit int) (_ []byte, fresh bool, err 
 		return nil, false, fmt.Errorf("it begins with %q: a message of %d bytes is larger than the limit, %d", header, size, limit)
 	}
 	body = slices.Grow(body[:0], int(size))[:size]
-	if _, err = io.ReadFull(in, body); err != nil {
-		return nil, false, err
-	}
-	if _, _, whole := measure(body); !whole {
-		err = fmt.Errorf("a frame of %d bytes claims more than it holds", size)
-	}
+	_, err = io.ReadFull(in, body)
 	return body, fresh, err
 }
 
-// measure takes a body apart as gob puts it together: any number of types, and
-// the value, each behind its length. It returns the bytes of all types, with their
+// measure takes apart what gob has put together: any number of types, and the
+// value, each behind its length. It returns the bytes of all types, with their
 // lengths, and of the value. A length below 128 is one byte; otherwise the
-// first byte, as a signed one, is minus how many bytes follow with the length. A
-// body that is not whole is not for gob, which would allocate what it claims to
-// hold. What comes before the last item are types.
-func measure(body []byte) (types, value int, whole bool) {
-	for rest := body; len(rest) > 0; {
-		types = len(body) - len(rest)
+// first byte, as a signed one, is minus how many bytes follow with the length. What
+// is not whole is not for gob, which would allocate what it claims to hold. What
+// comes before the last item are types.
+func measure(message []byte) (types, value int, err error) {
+	for rest := message; len(rest) > 0; {
+		types = len(message) - len(rest)
 		size, digits := uint64(rest[0]), 0
 		if size >= 128 {
 			size, digits = 0, -int(int8(rest[0]))
 		}
 		if digits > 8 || digits >= len(rest) {
-			return types, value, false
+			return types, value, errCutShort
 		}
 		for _, digit := range rest[1 : 1+digits] {
 			size = size<<8 | uint64(digit)
 		}
 		if rest = rest[1+digits:]; size > uint64(len(rest)) {
-			return types, value, false
+			return types, value, errCutShort
 		}
 		value, rest = int(size), rest[size:]
 	}
-	return types, value, true
+	return types, value, nil
 }
 
-func decode(dec *gob.Decoder) (msg envelope, err error) {
+var errCutShort = errors.New("a message claims more than it holds")
+
+// A decoder is the other end of an encoder. A message that it cannot decode may be
+// the one that describes a type, or names it. Then the decoder lacks that type, and
+// will fail at messages that are as they should be: it is doubtful, until the sender
+// begins a new encoder.
+type decoder struct {
+	gob       *gob.Decoder
+	value     bytes.Reader            // what gob decodes
+	types     map[uint64]reflect.Type // by number
+	described int                     // bytes that have described types
+	doubtful  bool
+	path      string // the last message's: often the next one is for the same actor
+}
+
+func newDecoder() *decoder {
+	d := &decoder{types: map[uint64]reflect.Type{}}
+	d.gob = gob.NewDecoder(&d.value)
+	return d
+}
+
+func (d *decoder) actor(path []byte) string {
+	if d.path != string(path) {
+		d.path = string(path)
+	}
+	return d.path
+}
+
+func (d *decoder) decode(number uint64, value []byte) (msg any, err error) {
 	defer func() {
 		if panicked := recover(); panicked != nil { // in somebody's GobDecode
 			err = fmt.Errorf("decoding panicked: %v", panicked)
 		}
 	}()
-	err = dec.Decode(&msg)
-	return msg, err
+	d.value.Reset(value)
+	if t := d.types[number]; t != nil {
+		msg := reflect.New(t)
+		err = d.gob.DecodeValue(msg)
+		return msg.Elem().Interface(), err
+	}
+	var first named
+	if err = d.gob.Decode(&first); err == nil {
+		d.types[number] = reflect.TypeOf(first.Message)
+	}
+	return first.Message, err
 }
