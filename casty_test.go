@@ -2967,7 +2967,7 @@ func TestCleanExitIsQuiet(t *testing.T) {
 	streamAll(t, client, b, 100)
 	streamAll(t, b, a, 100)
 	sink, producer := newSink(t, a, 1)
-	puts := putAll(t, sink, 100)
+	puts := putAll(t, sink, 1000) // more than a window: it cannot be over when the reader leaves
 	reader := newReader(t, a, producer)
 	reader.gets(0)
 	reader.leave()
