@@ -1264,7 +1264,7 @@ func TestLimitsAreThoseOfTheCode(t *testing.T) {
 		"| the text of an error for a peer | 1 KiB |":                         "text[:min(len(text), 1024)]",
 		"| silence of a connection | 3 heartbeats |":                          "silence = 3 ",
 		"| dialling, the handshake, the first frame | 10 heartbeats each |":   "patience = 10 ",
-		"| dials under way at once, besides the seeds | 64 |":                 "maxDials = 64 ",
+		"| dials under way at once, besides the seeds | 128 |":                "maxDials = 128 ",
 		"| a hello | 4 KiB |":                                                 "maxHello = 4 << 10 ",
 		"| what describes a message's types | 64 KiB |":                       "maxTypes = 64 << 10 ",
 		"| what describes types, in all, to one decoder | 4 MiB |":            "maxDescribed = 4 << 20 ",

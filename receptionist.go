@@ -19,8 +19,8 @@ package casty
 // of late:
 //
 //	seeds       at every heartbeat, as long as the process lives
-//	strangers   nodes that others have named, at once and at the next heartbeat: if
-//	            they live they will be named again. Nodes that were lost, at the
+//	strangers   nodes that others have named, at once and at the next four heartbeats:
+//	            if they live they will be named again. Nodes that were lost, at the
 //	            next thousand heartbeats, which is how they return
 //
 // A client, which nobody can dial, is told everything and listed nowhere.
@@ -40,7 +40,7 @@ import (
 
 const (
 	unheard      = 4      // heartbeats without an announcement before a node is lost: one more than a connection may be silent
-	triesNamed   = 1      // heartbeats at which a node is contacted that others have named
+	triesNamed   = 4      // heartbeats at which a node is contacted that others have named: those who are busy meeting a hundred others answer late
 	triesLost    = 1000   // heartbeats at which a lost node is contacted
 	maxStrangers = 1000   // at any time: one more takes the place of another
 	maxNamed     = 1000   // members in an announcement: if there are more, each announcement names others
@@ -480,10 +480,12 @@ func (r *receptionist) receive(msg receptionistMsg) {
 
 // hear takes in what another process says of itself. Of what it says of others
 // only this counts: that there are such. They are contacted at once, and heard
-// from when they answer. A process that is new, or back, is answered at once.
+// from when they answer. A process that is new, or back, is answered at once, unless
+// this is its own answer.
 func (r *receptionist) hear(a announcement) {
 	var greet []string
-	if known := r.note(a.From, r.offers(a)); !known {
+	_, contacted := r.strangers[a.From]
+	if known := r.note(a.From, r.offers(a)); !known && !contacted {
 		greet = append(greet, a.From)
 	}
 	for _, host := range a.Members[:min(len(a.Members), maxNamed)] {
@@ -554,7 +556,7 @@ func (r *receptionist) remember(host string, heartbeats int) {
 		var other string
 		for candidate, left := range r.strangers {
 			other = candidate
-			if left == triesNamed {
+			if left <= triesNamed {
 				break
 			}
 		}
