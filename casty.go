@@ -225,6 +225,18 @@ func live[M any](self *Actor[M], b Behavior[M]) {
 	b(self)
 }
 
+// resize gives an actor another mailbox, before its behaviour has read from it. A
+// stream knows how many messages it can have waiting, and Spawn does not.
+func (self *Actor[M]) resize(messages int) {
+	self.in.mu.Lock() // so that nobody is adding a message
+	defer self.in.mu.Unlock()
+	resized := make(chan M, max(messages, len(self.mailbox)))
+	for len(self.mailbox) > 0 {
+		resized <- <-self.mailbox
+	}
+	self.mailbox = resized
+}
+
 // bury removes an actor. What is left in its mailbox are dead letters.
 func (self *Actor[M]) bury(reason error) {
 	self.in.remove(self.cell, reason)
@@ -366,15 +378,8 @@ func (r ActorRef[M]) tell(from Place, msg M) error {
 //
 // It gets nothing if ctx ends before.
 func (r ActorRef[M]) Watch(ctx context.Context, from Place) <-chan error {
-	return r.watch(ctx, from, false)
-}
-
-// watch is Watch. With asks, which Ask alone sets, it also ends four heartbeats after
-// an earlier connection to the same process was lost, for the reply may have gone
-// into that one.
-func (r ActorRef[M]) watch(ctx context.Context, from Place, asks bool) <-chan error {
 	ended := make(chan error, 1)
-	from.system().watch(ctx, &watch{target: r.address, takes: typeName[M](), asks: asks, fire: func(err error) { ended <- err }})
+	from.system().watchUntil(ctx, &watch{target: r.address, takes: typeName[M](), fire: func(err error) { ended <- err }})
 	return ended
 }
 
@@ -416,7 +421,8 @@ func Ask[M, R any](ctx context.Context, from Place, to ActorRef[M], ask func(rep
 	}
 	defer s.running.Done()
 	defer self.bury(ErrStopped)
-	ended := to.watch(ctx, from, true)
+	ended := make(chan error, 1)
+	s.watchUntil(ctx, &watch{target: to.address, takes: typeName[M](), asks: true, fire: func(err error) { ended <- err }})
 	if err := to.tell(from, ask(self.Ref())); err != nil {
 		return reply, err
 	}
@@ -637,18 +643,33 @@ func (s *System) post(to Address, msg any) error {
 type watch struct {
 	target Address
 	takes  string
-	asks   bool // it is Ask's, which waits for a reply: that is said only once, and may be lost with a connection
+	asks   bool // it is Ask's, whose reply is said only once: it fires, too, four heartbeats after a connection was lost that may have carried the reply
 	fire   func(error)
 }
 
-// watch fires when it turns out that the target is gone, cannot be reached, or
-// takes other messages; or not at all, once ctx has ended.
-func (s *System) watch(ctx context.Context, w *watch) {
+// watch keeps a watch until it fires or is forgotten. It fires when it turns out that
+// the target is gone, cannot be reached, or takes other messages.
+func (s *System) watch(w *watch) {
+	var err error
+	switch target := w.target; {
+	case s.local(target):
+		err = s.watchHere(w)
+	case s.network == nil || target.System != s.config.Name:
+		err = errElsewhere
+	default:
+		err = s.network.watch(w)
+	}
+	if err != nil {
+		w.fire(err)
+	}
+}
+
+// watchUntil forgets the watch when ctx has ended, or when it has fired. It does not
+// fire after ctx has ended.
+func (s *System) watchUntil(ctx context.Context, w *watch) {
 	if ctx.Err() != nil {
 		return
 	}
-	// Forget may come too late for a ctx that has ended; and once the watch has fired,
-	// nothing is kept for it.
 	ctx, done := context.WithCancel(ctx)
 	fire := w.fire
 	w.fire = func(err error) {
@@ -657,20 +678,8 @@ func (s *System) watch(ctx context.Context, w *watch) {
 			done()
 		}
 	}
-	var err error
-	switch target := w.target; {
-	case s.local(target):
-		err = s.watchHere(w)
-		context.AfterFunc(ctx, func() { s.forget(w) })
-	case s.network == nil || target.System != s.config.Name:
-		err = errElsewhere
-	default:
-		err = s.network.watch(w)
-		context.AfterFunc(ctx, func() { s.network.forget(w) })
-	}
-	if err != nil {
-		w.fire(err)
-	}
+	s.watch(w)
+	context.AfterFunc(ctx, func() { s.forget(w) })
 }
 
 func (s *System) watchHere(w *watch) error {
@@ -688,6 +697,10 @@ func (s *System) watchHere(w *watch) error {
 }
 
 func (s *System) forget(w *watch) {
+	if s.network != nil && !s.local(w.target) {
+		s.network.forget(w)
+		return
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if c, err := s.find(w.target); err == nil {
@@ -877,7 +890,8 @@ type Config struct {
 	// heartbeat are refused. Default 1s.
 	Heartbeat time.Duration
 	// Mailbox is how many messages wait for an actor before the next one is
-	// a dead letter: up to 1048576, for which room is made at once. Default 512.
+	// a dead letter: up to 1048576, for which room is made at once. The actors of
+	// streams have mailboxes of their own. Default 512.
 	Mailbox int
 	// MaxMessage bounds a message on the network, in bytes: from 4 KiB to 1 GiB.
 	// Peers with another limit are refused. Default 1 MiB: gob recurses on the

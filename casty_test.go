@@ -1267,6 +1267,8 @@ func TestLimitsAreThoseOfTheCode(t *testing.T) {
 		"| dials under way at once, besides the seeds | 128 |":                "maxDials = 128 ",
 		"| a hello | 4 KiB |":                                                 "maxHello = 4 << 10 ",
 		"| what describes a message's types | 64 KiB |":                       "maxTypes = 64 << 10 ",
+		"| messages that wait for a producer | 128 |":                         "self.resize(128)",
+		"| messages that wait for a consumer | its window, and 16 |":          "self.resize(window + 16)",
 		"| what describes types, in all, to one decoder | 4 MiB |":            "maxDescribed = 4 << 20 ",
 		"| bytes that wait for a peer | 16 MiB |":                             "maxQueued = 16 << 20 ",
 		"| of these, if a run of the same stream is there | 512 KiB |":        "maxBulk = 1 << 19 ",
@@ -1282,8 +1284,8 @@ func TestLimitsAreThoseOfTheCode(t *testing.T) {
 		"up to 128 elements, as one message":                "maxRun = 128 ",
 		"512 KiB. Full: the actor sends later":              "maxBulk = 1 << 19 ",
 		"if nothing is taken for 3 heartbeats, it gives up": "writes: r.heartbeats(silence)}",
-		"mailbox: 512 messages":                             "c.Mailbox = cmp.Or(c.Mailbox, 512)",
-		"SourceRef.runs: the window, 256 elements":          "runs: make(chan []E, window)",
+		"mailbox: the window, and 16 messages besides":      "self.resize(window + 16)",
+		"SourceRef.runs: all that the loop has not taken":   "runs: make(chan [][]E, 1)",
 		"| `live` |":             "func live[",
 		"`producer.run`":         "func (p *producer[E]) run(",
 		"`consumer.run` |":       "func (c *consumer[E]) run(",
@@ -1671,14 +1673,29 @@ func TestSettingsWithoutAnError(t *testing.T) {
 			}
 			synctest.Wait()
 		}
-		// A window that is larger than the mailbox would be demanded in vain.
-		small := casty.NewSystem(casty.Config{Mailbox: 8, Logger: logger(t)})
-		defer small.Close()
-		producer, heard := played[toProducer](t, small, "producer")
-		getSource(t, small, spawn(t, small, "consumer", casty.StreamConsumer(producer, casty.Window(9))))
-		hear[casty.Subscribe[int]](t, heard).Consumer.Tell(small, casty.Subscribed[int]{})
-		if m := hear[casty.StreamDemand[int]](t, heard); m.Demand == 0 || m.Demand > 8 {
-			t.Errorf("a consumer with a mailbox of 8 demands %d elements", m.Demand)
+	})
+}
+
+// A consumer has room for its window in messages of one element each, however small
+// other mailboxes are.
+func TestWindowFitsTheMailbox(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		const window = 300
+		system := casty.NewSystem(casty.Config{Mailbox: 8, Logger: logger(t)})
+		defer system.Close()
+		producer, heard := played[toProducer](t, system, "producer")
+		source := getSource(t, system, spawn(t, system, "consumer", casty.StreamConsumer(producer, casty.Window(window))))
+		consumer := hear[casty.Subscribe[int]](t, heard).Consumer
+		consumer.Tell(system, casty.Subscribed[int]{})
+		if m := hear[casty.StreamDemand[int]](t, heard); m.Demand != window {
+			t.Errorf("%d elements are demanded instead of %d", m.Demand, window)
+		}
+		for n := range window {
+			consumer.Tell(system, casty.StreamElement[int]{Seq: uint64(n), Elements: []int{n}})
+		}
+		consumer.Tell(system, casty.StreamCompleted[int]{Seq: window})
+		if got, err := collect(t, source); err != nil || !slices.Equal(got, upTo(window)) {
+			t.Error(got, err)
 		}
 	})
 }
@@ -1779,7 +1796,7 @@ func TestEndIsHeardBeforeClose(t *testing.T) {
 		hear[casty.Subscribed[int]](t, heard)
 		hear[casty.StreamCompleted[int]](t, heard)
 		for received := range uint64(2) {
-			for range 200 { // so that the producer is busy when the system closes
+			for range 30 { // so that the producer is busy when the system closes
 				producer.Tell(system, demand(me, received, 1))
 			}
 		}
@@ -5258,7 +5275,7 @@ func reading(i int) sample { return sample{"temp", "°C", 20.5, int64(i)} }
 func BenchmarkStream(b *testing.B) {
 	for _, window := range []int{256, 4096} {
 		b.Run(fmt.Sprintf("window=%d", window), func(b *testing.B) {
-			from, to := twoNodes(b, window)
+			from, to := twoNodes(b)
 			versusGob(b, stream(b, from, to, window, reading), rawGob(b, window, reading))
 		})
 	}
@@ -5276,7 +5293,7 @@ func BenchmarkLarge(b *testing.B) {
 	element := func(int) []byte { return payload }
 	for _, window := range []int{64, 256} {
 		b.Run(fmt.Sprintf("window=%d", window), func(b *testing.B) {
-			from, to := twoNodes(b, window)
+			from, to := twoNodes(b)
 			versusGob(b, stream(b, from, to, window, element), rawGob(b, window, element))
 		})
 	}
@@ -5287,10 +5304,11 @@ func BenchmarkLarge(b *testing.B) {
 // the mean, when the first has moved its share.
 func BenchmarkManyStreams(b *testing.B) {
 	const streams, share = 1000, 3000
-	from, to := twoNodes(b, 256)
+	from, to := twoNodes(b)
 	all, arrived := make([]transfer, streams), make([]atomic.Int64, streams)
 	for i := range all {
-		all[i] = countedStream(b, from, to, 256, reading, &arrived[i])
+		sink, source := ends[sample](b, from, to, 256, 256)
+		all[i] = through(b, sink, source, reading, &arrived[i])
 	}
 	slowest := 1.0
 	together := func(int) {
@@ -5334,7 +5352,7 @@ func BenchmarkThrottled(b *testing.B) {
 			defer cancel()
 			var large atomic.Int64
 			for range bulk {
-				sink, source := ends[[]byte](b, from, to, 64)
+				sink, source := ends[[]byte](b, from, to, 64, 64)
 				go func() {
 					for sink.Put(ctx, payload) == nil {
 					}
@@ -5345,7 +5363,7 @@ func BenchmarkThrottled(b *testing.B) {
 					}
 				}()
 			}
-			sink, source := ends[int](b, from, to, 64)
+			sink, source := ends[int](b, from, to, 64, 64)
 			go func() {
 				for i := 0; sink.Put(ctx, i) == nil; i++ {
 					time.Sleep(10 * time.Millisecond)
@@ -5492,7 +5510,7 @@ func BenchmarkAsk(b *testing.B) {
 		}
 	}()
 	enc, dec := gob.NewEncoder(here), gob.NewDecoder(here)
-	from, to := twoNodes(b, 256)
+	from, to := twoNodes(b)
 	ref := spawn(b, to, "doubler", doubler)
 	versusGob(b, func(n int) {
 		for i := range n {
@@ -5545,7 +5563,7 @@ func BenchmarkTell(b *testing.B) {
 	}()
 	enc := gob.NewEncoder(out)
 
-	from, to := twoNodes(b, 256)
+	from, to := twoNodes(b)
 	heard := make(chan bool, 2)
 	ref := spawn(b, to, "listener", func(self *casty.Actor[int]) {
 		for n := range self.Messages() {
@@ -5558,23 +5576,29 @@ func BenchmarkTell(b *testing.B) {
 		tells(func(n int) error { return enc.Encode(n) }, out.Flush, decoded))
 }
 
-// BenchmarkIdleStream measures the memory of a stream that waits, both ends.
+// BenchmarkIdleStream measures the memory of a stream that waits: both ends, and the
+// loop.
 func BenchmarkIdleStream(b *testing.B) {
 	const n = 200
-	from, to := twoNodes(b, 256)
-	var streams []transfer
-	var each []float64
-	for b.Loop() {
-		before := memory()
-		for range n {
-			streams = append(streams, stream(b, from, to, 256, reading))
-			streams[len(streams)-1](1)
-		}
-		each = append(each, (float64(memory())-float64(before))/n/1024)
+	for _, buffer := range []int{16, 256} {
+		b.Run(fmt.Sprintf("buffer=%d", buffer), func(b *testing.B) {
+			from, to := twoNodes(b)
+			var streams []transfer
+			var each []float64
+			for b.Loop() {
+				before := memory()
+				for range n {
+					sink, source := ends[sample](b, from, to, buffer, 256)
+					streams = append(streams, through(b, sink, source, reading, nil))
+					streams[len(streams)-1](1)
+				}
+				each = append(each, (float64(memory())-float64(before))/n/1024)
+			}
+			b.ReportMetric(0, "ns/op")
+			b.ReportMetric(median(each), "KiB/stream")
+			runtime.KeepAlive(streams)
+		})
 	}
-	b.ReportMetric(0, "ns/op")
-	b.ReportMetric(median(each), "KiB/stream")
-	runtime.KeepAlive(streams)
 }
 
 // BenchmarkDiscovery registers a service in a cluster of nodes, and waits
@@ -5627,31 +5651,29 @@ func processorTime() time.Duration {
 	return time.Duration((times[0].Value.Float64() - times[1].Value.Float64()) * float64(time.Second))
 }
 
-func twoNodes(b *testing.B, window int) (from, to *casty.System) {
+func twoNodes(b *testing.B) (from, to *casty.System) {
 	b.Helper()
-	cfg := casty.Config{Mailbox: max(window, 512)}
-	from = startWith(b, cfg)
-	cfg.Seeds = []string{from.Address()}
-	return from, startWith(b, cfg)
+	from = startNode(b)
+	return from, startNode(b, from.Address())
 }
 
-// ends starts a stream, with a sink that has room for a window.
-func ends[E any](b *testing.B, from, to *casty.System, window int) (*casty.SinkRef[E], *casty.SourceRef[E]) {
+// ends starts a stream.
+func ends[E any](b *testing.B, from, to *casty.System, buffer, window int) (*casty.SinkRef[E], *casty.SourceRef[E]) {
 	b.Helper()
-	producer := spawn(b, from, "producer-"+cryptorand.Text(), casty.StreamProducer[E](window))
+	producer := spawn(b, from, "producer-"+cryptorand.Text(), casty.StreamProducer[E](buffer))
 	consumer := spawn(b, to, "consumer-"+cryptorand.Text(), casty.StreamConsumer(producer, casty.Window(window)))
 	return getSink(b, from, producer), getSource(b, to, consumer)
 }
 
+// stream starts a stream with as large a buffer as its window.
 func stream[E any](b *testing.B, from, to *casty.System, window int, element func(int) E) transfer {
 	b.Helper()
-	return countedStream(b, from, to, window, element, nil)
+	sink, source := ends[E](b, from, to, window, window)
+	return through(b, sink, source, element, nil)
 }
 
-// countedStream counts what has arrived, unless count is nil.
-func countedStream[E any](b *testing.B, from, to *casty.System, window int, element func(int) E, count *atomic.Int64) transfer {
-	b.Helper()
-	sink, source := ends[E](b, from, to, window)
+// through counts what has arrived, unless count is nil.
+func through[E any](b *testing.B, sink *casty.SinkRef[E], source *casty.SourceRef[E], element func(int) E, count *atomic.Int64) transfer {
 	turns, arrived := make(chan int), make(chan error, 1)
 	b.Cleanup(func() { close(turns) })
 	go func() {

@@ -83,7 +83,7 @@ type failure struct {
 // watchSeed watches a seed's receptionist, to learn why it does not answer.
 func watchSeed(ctx context.Context, client *System, seed string, failures chan<- failure) {
 	receptionist := Address{System: client.config.Name, Host: seed, Name: receptionistName}
-	client.watch(ctx, &watch{target: receptionist, takes: typeName[receptionistMsg](), fire: func(err error) {
+	client.watchUntil(ctx, &watch{target: receptionist, takes: typeName[receptionistMsg](), fire: func(err error) {
 		failures <- failure{seed, err}
 	}})
 }

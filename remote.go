@@ -233,8 +233,8 @@ func (r *remote) send(to Address, msg any) error {
 	return way.outbox.send(envelope{to.path(), msg})
 }
 
-// watch asks at once, unless the same is being asked already. The link asks again
-// with each heartbeat.
+// watch asks at once, unless the same has been asked since the last heartbeat. The
+// link asks again with each heartbeat.
 func (r *remote) watch(w *watch) error {
 	question := w.question()
 	r.mu.Lock()
@@ -243,7 +243,7 @@ func (r *remote) watch(w *watch) error {
 		r.mu.Unlock()
 		return err
 	}
-	first := len(way.watches[question]) == 0
+	first := way.watches[question] == nil
 	if first {
 		way.watches[question] = map[*watch]bool{}
 	}
@@ -819,12 +819,15 @@ func (r *remote) fire(ways []*route, why func(*watch) error) {
 	fired := map[*watch]error{}
 	r.mu.Lock()
 	for _, way := range ways {
-		for _, watches := range way.watches {
+		for question, watches := range way.watches {
 			for w := range watches {
 				if err := why(w); err != nil {
 					fired[w] = err
 					delete(watches, w) // so that it is fired once
 				}
+			}
+			if len(watches) == 0 { // whoever watches now is to be answered at once, too
+				delete(way.watches, question)
 			}
 		}
 	}

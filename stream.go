@@ -231,11 +231,11 @@ const maxWindow = 1 << 16
 // watchPeer watches the other end of a stream for two heartbeats. Each end calls
 // it once per heartbeat, so there is always a watch and none needs to be ended.
 func watchPeer[E, M, P any](self *Actor[M], peer ActorRef[P]) {
-	ctx, cancel := context.WithCancel(self.Context())
-	time.AfterFunc(2*self.in.config.Heartbeat, cancel)
-	self.in.watch(ctx, &watch{target: peer.address, takes: typeName[P](), fire: func(err error) {
+	w := &watch{target: peer.address, takes: typeName[P](), fire: func(err error) {
 		self.accept(peerLost[E]{peer.address, err})
-	}})
+	}}
+	self.in.watch(w)
+	time.AfterFunc(2*self.in.config.Heartbeat, func() { self.in.forget(w) })
 }
 
 func closed(c <-chan struct{}) bool {
@@ -266,12 +266,11 @@ type streamOptions struct {
 	peerTimeout time.Duration
 }
 
-// Window sets how many elements the consumer has room for: from 1 to 65536, and
-// no more than the system's Mailbox, so that elements seldom find the mailbox
-// full. Other numbers are brought into that range. The default is 256. With half
-// of that, small elements stream a third slower, and with twice as much a fifth
-// faster at best; elements of 64 KiB gain nothing from more, and 256 of them are
-// 16 MiB in each process.
+// Window sets how many elements the consumer has room for: from 1 to 65536. Other
+// numbers are brought into that range. Each costs 16 bytes at once, besides the
+// element when it has come. The default is 256. With half of that, small elements
+// stream a third slower, and with twice as much a fifth faster at best; elements of
+// 64 KiB gain nothing from more, and 256 of them are 16 MiB in each process.
 func Window(elements int) StreamOption {
 	return func(o *streamOptions) { o.window = elements }
 }
@@ -299,12 +298,10 @@ type SourceRef[E any] struct {
 	producer ActorRef[StreamProducerMsg[E]]
 	idle     time.Duration
 
-	// From the consumer to the loop. There is room for as many runs as the window
-	// has elements, each run has one at least, and no more are demanded: so the
-	// consumer never waits for the loop.
-	runs   chan []E // closed at the end
-	closed bool     // whether it is, for the consumer
-	err    error    // why it ended; nil if completed; set before runs is closed
+	// From the consumer to the loop.
+	runs   chan [][]E // has room for one value, which is all that the loop has not taken; closed at the end
+	closed bool       // whether it is, for the consumer
+	err    error      // why it ended; nil if completed; set before runs is closed
 
 	// From the loop to the consumer.
 	consumed atomic.Uint64 // the position up to which the loop has come
@@ -354,8 +351,8 @@ func (s *SourceRef[E]) All(ctx context.Context) iter.Seq2[E, error] {
 			}
 		}()
 		for {
-			run, err := s.next(ctx)
-			if run == nil {
+			runs, err := s.next(ctx)
+			if runs == nil {
 				over = true
 				if err != nil {
 					var none E
@@ -363,12 +360,14 @@ func (s *SourceRef[E]) All(ctx context.Context) iter.Seq2[E, error] {
 				}
 				return
 			}
-			for _, element := range run {
-				if !yield(element, nil) {
-					return
-				}
-				if s.consumed.Add(1)%s.step == 0 {
-					poke(s.progress)
+			for _, run := range runs {
+				for _, element := range run {
+					if !yield(element, nil) {
+						return
+					}
+					if s.consumed.Add(1)%s.step == 0 {
+						poke(s.progress)
+					}
 				}
 			}
 		}
@@ -376,7 +375,7 @@ func (s *SourceRef[E]) All(ctx context.Context) iter.Seq2[E, error] {
 }
 
 // next waits for elements; there are none, and perhaps an error, at the end.
-func (s *SourceRef[E]) next(ctx context.Context) ([]E, error) {
+func (s *SourceRef[E]) next(ctx context.Context) ([][]E, error) {
 	var idle <-chan time.Time
 	if s.idle > 0 {
 		idle = time.After(s.idle)
@@ -388,11 +387,11 @@ func (s *SourceRef[E]) next(ctx context.Context) ([]E, error) {
 		return nil, s.abandon(context.Cause(ctx))
 	}
 	select {
-	case run, open := <-s.runs:
+	case runs, open := <-s.runs:
 		if !open {
 			return nil, s.err
 		}
-		return run, nil
+		return runs, nil
 	case <-idle:
 		return nil, s.abandon(ErrIdle)
 	case <-ctx.Done():
@@ -406,6 +405,17 @@ func (s *SourceRef[E]) leave() { s.leaving.Do(func() { close(s.left) }) }
 func (s *SourceRef[E]) abandon(why error) error {
 	s.leave()
 	return s.failed(why)
+}
+
+// add is for the consumer, which never waits for the loop: what the loop has not
+// taken is put together with what comes now.
+func (s *SourceRef[E]) add(run []E) {
+	var runs [][]E
+	select {
+	case runs = <-s.runs:
+	default:
+	}
+	s.runs <- append(runs, run)
 }
 
 // close is for the consumer. The first reason counts.
@@ -439,15 +449,17 @@ func StreamConsumer[E any](producer ActorRef[StreamProducerMsg[E]], options ...S
 		option(&o)
 	}
 	return func(self *Actor[StreamConsumerMsg[E]]) {
-		window := max(1, min(o.window, maxWindow, cap(self.mailbox)))
+		window := max(1, min(o.window, maxWindow))
+		self.resize(window + 16) // elements, of which no more come than are demanded, and what else the producer says
 		c := &consumer[E]{
 			self:        self,
 			producer:    producer,
+			window:      uint64(window),
 			peerTimeout: max(o.peerTimeout, 5*self.in.config.Heartbeat),
 			source: &SourceRef[E]{
 				producer: producer,
 				idle:     o.idle,
-				runs:     make(chan []E, window),
+				runs:     make(chan [][]E, 1),
 				step:     uint64(max(1, window/2)),
 				progress: make(chan struct{}, 1),
 				left:     make(chan struct{}),
@@ -464,6 +476,7 @@ type consumer[E any] struct {
 	self        *Actor[StreamConsumerMsg[E]]
 	producer    ActorRef[StreamProducerMsg[E]]
 	source      *SourceRef[E]
+	window      uint64
 	peerTimeout time.Duration
 
 	phase    phase
@@ -564,7 +577,7 @@ func (c *consumer[E]) tookNothing() bool { return c.received == c.first }
 
 // demand is the position up to which there is room: rule 11.
 func (c *consumer[E]) demand() uint64 {
-	return c.source.consumed.Load() + uint64(cap(c.source.runs)) // which is the window
+	return c.source.consumed.Load() + c.window
 }
 
 func (c *consumer[E]) sayDemand() {
@@ -605,7 +618,7 @@ func (c *consumer[E]) onElements(seq uint64, elements []E) {
 	run := elements[min(c.received-seq, uint64(len(elements))):] // what it has not taken
 	run = run[:min(uint64(len(run)), c.demand()-c.received)]     // and has room for
 	if len(run) > 0 {
-		c.source.runs <- run // has room, too
+		c.source.add(run)
 		c.received += uint64(len(run))
 		c.asked = false
 		c.answered()
@@ -883,6 +896,7 @@ func (s *SinkRef[E]) failed(doing string, err error) error {
 func StreamProducer[E any](buffer int) Behavior[StreamProducerMsg[E]] {
 	learnStream[E]()
 	return func(self *Actor[StreamProducerMsg[E]]) {
+		self.resize(128) // a consumer says little, but a hundred may ask for the sink at once
 		p := &producer[E]{self: self, sink: &SinkRef[E]{
 			producer: self.address,
 			elements: make(chan E, max(buffer, 0)),
