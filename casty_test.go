@@ -94,6 +94,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"runtime"
 	"runtime/debug"
@@ -2411,6 +2412,7 @@ func TestBadInputCostsLittle(t *testing.T) {
 		{"garbage in a frame", func(p *rawPeer) { p.frame([]byte("garbage")) }, "holds no message", true},
 		{"a path without a type", func(p *rawPeer) { p.frame([]byte("doubler\x00")) }, "holds no message", true},
 		{"a number without an end", func(p *rawPeer) { p.frame(append([]byte("doubler\x00"), bytes.Repeat([]byte{0xff}, 20)...)) }, "holds no message", true},
+		{"a number beyond all types", func(p *rawPeer) { p.frame([]byte("doubler\x00\xff\xff\x7f\x03\x04\x00\x02")) }, "holds no message", true},
 		{"a frame cut short", func(p *rawPeer) { p.frame(letter("doubler", encode(named{double{}})[:9])) }, "claims more than it holds", true},
 		{"a claim of 512 MiB", func(p *rawPeer) { p.frame(letter("doubler", claim)) }, "claims more than it holds", true},
 		{"a length above the limit", func(p *rawPeer) { p.conn.Write([]byte{0x7f, 0xff, 0xff, 0xff}) },
@@ -2489,6 +2491,60 @@ func TestTypesAreNamedOnce(t *testing.T) {
 	}
 	if n := node.DeadLetters(); n != 3 {
 		t.Errorf("%d dead letters instead of 3", n)
+	}
+}
+
+// A peer may use as many types as a program can have, however large their first
+// messages are. But it cannot describe more and more of them to the same decoder,
+// which keeps them.
+func TestTypesHaveAnEnd(t *testing.T) {
+	var log syncBuffer
+	node := doublerNode(t, casty.Config{Logger: log.logger(slog.LevelDebug)})
+	client := connect(t, node)
+	tellLarge[int8](t, client, node)
+	tellLarge[int16](t, client, node)
+	tellLarge[int32](t, client, node)
+	tellLarge[int64](t, client, node)
+	tellLarge[string](t, client, node)
+	tellLarge[float64](t, client, node)
+	if lines := log.lines("lost a connection"); len(lines) > 0 {
+		t.Error(lines)
+	}
+
+	p := greet(t, node, hello{})
+	var out bytes.Buffer
+	enc := gob.NewEncoder(&out)
+	for n := range 200 {
+		var fields []reflect.StructField
+		for i := range 200 {
+			name := fmt.Sprintf("Field%dOf%d%s", i, n, strings.Repeat("x", 250))
+			fields = append(fields, reflect.StructField{Name: name, Type: reflect.TypeFor[int]()})
+		}
+		out.Reset()
+		if err := enc.EncodeValue(reflect.New(reflect.StructOf([]reflect.StructField{
+			{Name: "Message", Type: reflect.TypeFor[any]()}, {Name: "Other", Type: reflect.StructOf(fields)},
+		}))); err != nil {
+			t.Fatal(err)
+		}
+		body := letter("doubler", out.Bytes())
+		p.conn.Write(append(binary.BigEndian.AppendUint32(nil, uint32(len(body))), body...))
+	}
+	p.untilClosed()
+	log.says(t, "the peer describes types in more than 4194304 bytes")
+}
+
+type large[T any] struct {
+	Of      T
+	Ballast []byte
+}
+
+// tellLarge has a first message of a type arrive that is nearly as large as it can be.
+func tellLarge[T any](t *testing.T, from, to *casty.System) {
+	const size = 900_000
+	ref, heard := played[large[T]](t, to, fmt.Sprintf("%T", large[T]{}.Of))
+	ref.Tell(from, large[T]{Ballast: make([]byte, size)})
+	if got := receive(t, heard); len(got.Ballast) != size {
+		t.Errorf("%T: %d bytes instead of %d", got, len(got.Ballast), size)
 	}
 }
 
@@ -5408,10 +5464,24 @@ func (c *throttled) Write(p []byte) (n int, err error) {
 	return n, err
 }
 
-// BenchmarkRoundTrip sends one element to another process, and back on a
-// second stream. Within one process raw gob would stay on one thread, and the
-// two could not be compared.
-func BenchmarkRoundTrip(b *testing.B) {
+// onProcessors runs a benchmark in which one thing happens after the other. With a
+// second processor, which is idle then, Go wakes it at each hand-over between
+// goroutines, in vain: that can take longer than all the rest.
+func onProcessors(b *testing.B, benchmark func(*testing.B)) {
+	for _, n := range []int{1, 2} {
+		b.Run(fmt.Sprintf("processors=%d", n), func(b *testing.B) {
+			defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(n))
+			benchmark(b)
+		})
+	}
+}
+
+// BenchmarkRoundTrip sends one element to another process, which has as many
+// processors, and back on a second stream. Within one process raw gob would stay on
+// one thread, and the two could not be compared.
+func BenchmarkRoundTrip(b *testing.B) { onProcessors(b, roundTrip) }
+
+func roundTrip(b *testing.B) {
 	listener := must(net.Listen("tcp", "127.0.0.1:0"))
 	defer listener.Close()
 	startEcho(b, "gob", listener.Addr().String())
@@ -5451,7 +5521,7 @@ var (
 // startEcho runs this program once more, as echo, until the test ends.
 func startEcho(t testing.TB, kind, address string) {
 	cmd := exec.CommandContext(t.Context(), os.Args[0])
-	cmd.Env = append(os.Environ(), "CASTY_ECHO="+kind, "CASTY_ECHO_TO="+address)
+	cmd.Env = append(os.Environ(), "CASTY_ECHO="+kind, "CASTY_ECHO_TO="+address, fmt.Sprint("GOMAXPROCS=", runtime.GOMAXPROCS(0)))
 	cmd.Stderr = t.Output()
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -5501,7 +5571,9 @@ func echoStream(ctx context.Context, seed string) {
 }
 
 // BenchmarkAsk stays within one process, where raw gob never leaves its thread.
-func BenchmarkAsk(b *testing.B) {
+func BenchmarkAsk(b *testing.B) { onProcessors(b, ask) }
+
+func ask(b *testing.B) {
 	here, there := loopback(b)
 	go func() {
 		dec, enc, n := gob.NewDecoder(there), gob.NewEncoder(there), 0

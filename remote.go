@@ -103,6 +103,7 @@ const (
 	protocolVersion = 3
 	maxHello        = 4 << 10  // bytes of a hello
 	maxHead         = 512      // bytes of a message before what gob has put there: a path and a number
+	maxNumber       = 1 << 16  // of a type: more than any program has
 	maxTypes        = 64 << 10 // bytes that describe a message's types; not in MaxMessage, as they depend on what was sent before
 	maxDescribed    = 4 << 20  // bytes that describe types to one decoder, which keeps them
 	maxQueued       = 16 << 20 // bytes that may gather for a host
@@ -707,22 +708,19 @@ func (l *link) understand(body []byte, dec *decoder) error {
 	path, rest, ended := bytes.Cut(body, []byte{0})
 	number, length := binary.Uvarint(rest)
 	value := rest[max(length, 0):]
-	if !ended || length <= 0 || len(body)-len(value) > maxHead {
+	if !ended || length <= 0 || len(body)-len(value) > maxHead || number > maxNumber {
 		return fmt.Errorf("a frame of %d bytes holds no message", len(body))
 	}
 	described, size, err := measure(value)
 	if err != nil {
 		return err
 	}
-	named := dec.types[number] != nil
 	if msg, err := dec.decode(number, value); err == nil {
 		l.receive(dec.actor(path), msg)
 	} else {
 		l.reject(dec.actor(path), err, dec.doubtful)
-		named, dec.doubtful = false, true
-	}
-	if !named { // the value has the name of a type or, since it cannot be decoded, may be one more type
-		described += size
+		dec.doubtful = true
+		described += size // what cannot be decoded may be one more type
 	}
 	if dec.described += described; dec.described > maxDescribed {
 		return fmt.Errorf("the peer describes types in more than %d bytes", maxDescribed)
