@@ -46,15 +46,16 @@
 //     read, because it could not be sent or decoded, found no mailbox or a full one,
 //     or was still in the mailbox when the actor stopped. Dead letters are
 //     counted. The messages of streams are not among them, because they are
-//     said again, nor is a message that was being written when its connection
-//     was lost, because nobody can tell whether it has arrived.
+//     said again (but for one that cannot be decoded, since nobody can tell what
+//     it was), nor is a message that was being written when its connection was
+//     lost, since nobody can tell whether it has arrived.
 //   - position: a place in a stream, counted from its first element, which is
 //     at 0. A position means the same element for ever, to everybody.
 //   - demand: a position. A consumer allows its producer to send every element
 //     before it. Reactive Streams has a difference instead, "n more"; a
 //     position can be said twice, or late, and do no harm.
-//   - window: how many elements a consumer has room for. Demand is always the
-//     position of the next element to consume, plus the window.
+//   - window: how many elements a consumer has room for. Demand is the position
+//     of the next element to consume, plus the window.
 //   - acknowledge: to say "I hold everything before this position". Until
 //     then a producer keeps what it has sent.
 //   - complete: to end a stream from the producer's side, after everything
@@ -240,7 +241,7 @@ func (self *Actor[M]) resize(messages int) {
 // bury removes an actor. What is left in its mailbox are dead letters.
 func (self *Actor[M]) bury(reason error) {
 	self.in.remove(self.cell, reason)
-	for len(self.mailbox) > 0 { // nobody adds to it any more, see post
+	for len(self.mailbox) > 0 { // no message is added any more, see post
 		self.in.deadLetter(self.address, <-self.mailbox, reason)
 	}
 }
@@ -643,7 +644,7 @@ func (s *System) post(to Address, msg any) error {
 type watch struct {
 	target Address
 	takes  string
-	asks   bool // it is Ask's, whose reply is said only once: it fires, too, four heartbeats after a connection was lost that may have carried the reply
+	asks   bool // it is Ask's, whose reply is said only once: the loss of a connection may end it later, too, see end in remote.go
 	fire   func(error)
 }
 
@@ -710,7 +711,7 @@ func (s *System) forget(w *watch) {
 
 // ---- What reached nobody, and what is logged.
 
-// DeadLetters is how many messages from or to this system reached no mailbox.
+// DeadLetters is how many dead letters there were from or to this system.
 func (s *System) DeadLetters() uint64 { return s.deadLetters.Load() }
 
 // deadLetter counts a message that reached nobody, unless it is said again.

@@ -49,10 +49,11 @@ package casty
 //	path of its actor, and a zero byte  |  number of its type  |  the message in gob
 //
 // gob describes what a type consists of only once, in the first message of an
-// encoder that uses it. But it would give the name of a message's type with each
-// message, and look it up, which takes longer than all the rest of a small one. So
-// each encoder numbers the types of its messages. The first message of a type comes
-// as named{message}, which has the name; the number alone stands for it then.
+// encoder that uses it. But it says which type comes next only for a value in an
+// interface, by its name, each time; to write the name and look it up takes longer
+// than all the rest of a small message. So each encoder numbers the types of its
+// messages. The first message of a type comes in an interface, as named{message};
+// from then on the number stands for the name, and the message comes by itself.
 //
 // So a connection needs one encoder and one decoder that live as long as it does,
 // or are replaced together: that is what the flag says. Lengths keep the two ends
@@ -74,7 +75,7 @@ package casty
 // Without TLS anyone who can connect can claim any address. As long as the real
 // peer is connected, what is sent to it still goes to it alone, but what others
 // say in its name is believed. A process that only dials is called by a random
-// id, which cannot be guessed. With TLS, a peer's certificate must be valid for the
+// id, which cannot be guessed. With TLS, a node's certificate must be valid for the
 // address that it claims. Neither defends against a peer that is let in and means
 // harm: gob is not hardened against hostile input beyond the limits set here.
 
@@ -102,7 +103,7 @@ import (
 const (
 	protocolVersion = 3
 	maxHello        = 4 << 10  // bytes of a hello
-	maxHead         = 512      // bytes of a message before what gob has put there: a path and a number
+	maxHead         = 520      // bytes of a message before what gob has put there: a path, of 511 at most, and a number
 	maxNumber       = 1 << 16  // of a type: more than any program has
 	maxTypes        = 64 << 10 // bytes that describe a message's types; not in MaxMessage, as they depend on what was sent before
 	maxDescribed    = 4 << 20  // bytes that describe types to one decoder, which keeps them
@@ -112,7 +113,7 @@ const (
 	readAhead       = 4 << 10  // bytes, which each connection has: room for a run of 128 small elements; twice as much is 3% faster at best
 	maxDials        = 128      // under way at once, besides those to seeds: a node can meet a hundred others at once
 	silence         = 3        // heartbeats without a byte, in or out, before a connection is given up
-	patience        = 10       // heartbeats for the dial, for our handshake, and then for the peer's, after which its first frame comes
+	patience        = 10       // heartbeats for the dial, for the handshake, and for the peer's first frame, since its handshake may end later than ours
 
 	freshBit  = 1 << 31            // in a frame's header: for a new decoder
 	stillHere = "\x00\x00\x00\x00" // the two frames without a body
@@ -132,7 +133,7 @@ type (
 	mistaken    struct{ Actor, Takes string }
 	undecodable struct {
 		Actor, Reason string
-		Doubtful      bool // the reason may be an earlier message, which could not be decoded either: see decoder
+		Doubtful      bool // an earlier message could not be decoded either, and may be the reason
 	}
 )
 
@@ -407,7 +408,7 @@ func (o *outbox) encode(msg envelope, limit int) (err error) {
 // the first message of a type goes the type's name.
 func (o *outbox) numbered(message any) (number uint64, value any, err error) {
 	t := reflect.TypeOf(message)
-	if number, known := o.numbers[t]; known || t == nil { // of which gob says that it cannot be sent
+	if number, known := o.numbers[t]; known || t == nil { // for nil, Encode says that it cannot be sent
 		return number, message, nil
 	}
 	number = uint64(len(o.numbers))
@@ -457,7 +458,7 @@ func (o *outbox) relearn() {
 // knows of the peer says how far it has come:
 //
 //   - host and peer are empty: there is no connection yet or, if the peer has
-//     dialled, nobody knows who that is. Nothing can have been said on the link;
+//     dialled, nobody knows who that is. Nothing has been read from the link;
 //   - peer alone is empty: we have dialled host, and our hello is under way. The
 //     peer may have read it, and may be using the connection;
 //   - both are known: the handshake is done, and the link is open.
@@ -531,7 +532,7 @@ func (l *link) talk(conn net.Conn, with string) error {
 	defer context.AfterFunc(r.closing, func() { // what is left is sent, but not for ever
 		time.AfterFunc(r.heartbeats(silence), func() { fail(ErrClosed) })
 	})()
-	outbox := l.claim() // before anything is read that may be answered, or the answer would have the peer dialled
+	outbox := l.claim() // before anything is read that may be answered, or the answer might have the peer dialled
 	var writing sync.WaitGroup
 	writing.Go(func() { fail(l.write(ctx, secured, outbox)) })
 	fail(l.read(secured, raw))
@@ -557,7 +558,7 @@ func (l *link) handshake(conn net.Conn, fail func(error)) (theirs hello, err err
 	return theirs, err
 }
 
-// errRefused means that the peer will never talk to us, as things are.
+// errRefused means that the peer and we will never talk, as things are.
 var errRefused = errors.New("refused")
 
 // greet says who we are, or why we do not talk to the peer: without our "refused: ",
@@ -702,8 +703,53 @@ func (l *link) read(conn net.Conn, raw *steady) error {
 	}
 }
 
-// understand takes the message out of a frame. Its error is about what no honest peer
-// sends; a message that cannot be decoded is its sender's concern.
+// A decoder is the other end of an encoder. A message that it cannot decode may be
+// the one that describes a type, or names it. Then the decoder lacks that type, and
+// will fail at messages that are as they should be: it is doubtful, until the sender
+// begins a new encoder.
+type decoder struct {
+	gob       *gob.Decoder
+	value     bytes.Reader            // what gob decodes
+	types     map[uint64]reflect.Type // by number
+	described int                     // bytes that have described types, or may have
+	doubtful  bool
+	path      string // the last message's: often the next one is for the same actor
+}
+
+func newDecoder() *decoder {
+	d := &decoder{types: map[uint64]reflect.Type{}}
+	d.gob = gob.NewDecoder(&d.value)
+	return d
+}
+
+func (d *decoder) actor(path []byte) string {
+	if d.path != string(path) {
+		d.path = string(path)
+	}
+	return d.path
+}
+
+func (d *decoder) decode(number uint64, value []byte) (msg any, err error) {
+	defer func() {
+		if panicked := recover(); panicked != nil { // in somebody's GobDecode
+			err = fmt.Errorf("decoding panicked: %v", panicked)
+		}
+	}()
+	d.value.Reset(value)
+	if t := d.types[number]; t != nil {
+		msg := reflect.New(t)
+		err = d.gob.DecodeValue(msg)
+		return msg.Elem().Interface(), err
+	}
+	var first named
+	if err = d.gob.Decode(&first); err == nil {
+		d.types[number] = reflect.TypeOf(first.Message)
+	}
+	return first.Message, err
+}
+
+// understand takes the message out of a frame. Its error costs the connection; a
+// message that cannot be decoded costs itself alone.
 func (l *link) understand(body []byte, dec *decoder) error {
 	path, rest, ended := bytes.Cut(body, []byte{0})
 	number, length := binary.Uvarint(rest)
@@ -746,7 +792,7 @@ func (l *link) receive(path string, msg any) {
 		r.fire(ways, m.concerns)
 	case gossip:
 		if m.from() == l.peer {
-			s.deliver(from, to, m) // or it is said again
+			s.deliver(from, to, m) // an error is ignored, since gossip is said again
 		}
 	default:
 		if err := s.deliver(from, to, m); err != nil {
@@ -802,7 +848,7 @@ func (l *link) reached() (ways []*route) {
 	for host, way := range l.remote.routes {
 		switch {
 		case way.link == l: // the one that it carries
-		case host == l.host: // the peer has done the handshake, and answers here; we have not, and use another link
+		case host == l.host: // the handshake is not done here, so another link carries the route; but it may be done at the peer, which answers on this one
 		case way.link.open() && way.link.peer == l.peer: // another name, localhost:1 for 127.0.0.1:1, of the same peer
 		default:
 			continue
@@ -981,11 +1027,10 @@ func readFrame(in io.Reader, body []byte, limit int) (_ []byte, fresh bool, err 
 // value, each behind its length. It returns the bytes of all types, with their
 // lengths, and of the value. A length below 128 is one byte; otherwise the
 // first byte, as a signed one, is minus how many bytes follow with the length. What
-// is not whole is not for gob, which would allocate what it claims to hold. What
-// comes before the last item are types.
+// is not whole is not for gob, which would allocate what it claims to hold.
 func measure(message []byte) (types, value int, err error) {
 	for rest := message; len(rest) > 0; {
-		types = len(message) - len(rest)
+		types = len(message) - len(rest) // all that comes before this item
 		size, digits := uint64(rest[0]), 0
 		if size >= 128 {
 			size, digits = 0, -int(int8(rest[0]))
@@ -1005,48 +1050,3 @@ func measure(message []byte) (types, value int, err error) {
 }
 
 var errCutShort = errors.New("a message claims more than it holds")
-
-// A decoder is the other end of an encoder. A message that it cannot decode may be
-// the one that describes a type, or names it. Then the decoder lacks that type, and
-// will fail at messages that are as they should be: it is doubtful, until the sender
-// begins a new encoder.
-type decoder struct {
-	gob       *gob.Decoder
-	value     bytes.Reader            // what gob decodes
-	types     map[uint64]reflect.Type // by number
-	described int                     // bytes that have described types
-	doubtful  bool
-	path      string // the last message's: often the next one is for the same actor
-}
-
-func newDecoder() *decoder {
-	d := &decoder{types: map[uint64]reflect.Type{}}
-	d.gob = gob.NewDecoder(&d.value)
-	return d
-}
-
-func (d *decoder) actor(path []byte) string {
-	if d.path != string(path) {
-		d.path = string(path)
-	}
-	return d.path
-}
-
-func (d *decoder) decode(number uint64, value []byte) (msg any, err error) {
-	defer func() {
-		if panicked := recover(); panicked != nil { // in somebody's GobDecode
-			err = fmt.Errorf("decoding panicked: %v", panicked)
-		}
-	}()
-	d.value.Reset(value)
-	if t := d.types[number]; t != nil {
-		msg := reflect.New(t)
-		err = d.gob.DecodeValue(msg)
-		return msg.Elem().Interface(), err
-	}
-	var first named
-	if err = d.gob.Decode(&first); err == nil {
-		d.types[number] = reflect.TypeOf(first.Message)
-	}
-	return first.Message, err
-}

@@ -923,8 +923,8 @@ type producer[E any] struct {
 // acknowledged. It is the same for every consumer.
 type backlog[E any] struct {
 	base uint64 // the position of the first element here
-	// elements are at most maxWindow, to which note limits the demand and, once the
-	// stream has been ended, what was in the sink's buffer.
+	// elements are maxWindow at most, since note limits the demand. Those that were in
+	// the sink's buffer come on top when the stream is ended.
 	elements []E
 	last     StreamConsumerMsg[E] // the end of the stream; nil: more may come
 }
