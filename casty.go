@@ -795,11 +795,14 @@ func (a Address) String() string {
 func (a Address) URI() string { return "casty://" + a.System + "@" + a.Host + "/" + a.path() }
 
 // path is the part of the URI that tells the actors of a process apart.
-func (a Address) path() string {
-	if a.Incarnation == "" {
-		return a.Name
+func (a Address) path() string { return string(a.appendPath(nil)) }
+
+func (a Address) appendPath(to []byte) []byte {
+	to = append(to, a.Name...)
+	if a.Incarnation != "" {
+		to = append(append(to, '#'), a.Incarnation...)
 	}
-	return a.Name + "#" + a.Incarnation
+	return to
 }
 
 // ParseAddress is the inverse of an actor's [Address.URI]. Its errors say which

@@ -232,7 +232,7 @@ func (r *remote) send(to Address, msg any) error {
 	if err != nil {
 		return err
 	}
-	return way.outbox.send(envelope{to.path(), msg})
+	return way.outbox.send(envelope{to, msg})
 }
 
 // watch asks at once, unless the same has been asked since the last heartbeat. The
@@ -270,9 +270,9 @@ func (r *remote) forget(w *watch) {
 
 // ---- What waits for the writer.
 
-// An envelope is a message, and the path of its actor; empty: the process itself.
+// An envelope is a message, and its actor, or without a name the process itself.
 type envelope struct {
-	to      string
+	to      Address
 	message any
 }
 
@@ -298,13 +298,13 @@ type outbox struct {
 	enc     *gob.Encoder            // nil: the next message starts a new one
 	numbers map[reflect.Type]uint64 // of the types that enc has named
 	letters int                     // messages in out that nobody says again: dead letters, if out is lost
-	aboard  map[string]bool         // actors for which there is bulk in out
+	aboard  map[Address]bool        // actors for which there is bulk in out
 	room    chan struct{}           // closed when out is taken; nil: nobody waits for that
 	err     error                   // why nothing more is taken
 }
 
 func newOutbox(limit int) *outbox {
-	return &outbox{wake: make(chan struct{}, 1), limit: limit, aboard: map[string]bool{}}
+	return &outbox{wake: make(chan struct{}, 1), limit: limit, aboard: map[Address]bool{}}
 }
 
 // send encodes a message for the writer, unless too much has gathered: the
@@ -329,7 +329,7 @@ func (o *outbox) send(msg envelope) error {
 	if _, ok := msg.message.(bulk); ok {
 		o.aboard[msg.to] = true
 	}
-	if _, again := msg.message.(repeated); !again && msg.to != "" {
+	if _, again := msg.message.(repeated); !again && msg.to.Name != "" {
 		o.letters++
 	}
 	poke(o.wake)
@@ -357,7 +357,7 @@ func (o *outbox) terms(msg envelope) (most, limit int) {
 			most = maxBulk
 		}
 	}
-	if _, ok := msg.message.(gossip); ok || msg.to == "" {
+	if _, ok := msg.message.(gossip); ok || msg.to.Name == "" {
 		most = 2 * maxQueued
 	}
 	return most, limit
@@ -386,7 +386,7 @@ func (o *outbox) encode(msg envelope, limit int) (err error) {
 		return err
 	}
 	head := append(o.out.AvailableBuffer(), 0, 0, 0, 0) // room for the header, which is known last
-	head = append(append(head, msg.to...), 0)
+	head = append(msg.to.appendPath(head), 0)
 	head = binary.AppendUvarint(head, number)
 	o.out.Write(head)
 	if err := o.enc.Encode(value); err != nil {
