@@ -697,7 +697,11 @@ func (s *System) watchHere(w *watch) error {
 	return nil
 }
 
+// forget does nothing if there is no watch, or none any more.
 func (s *System) forget(w *watch) {
+	if w == nil {
+		return
+	}
 	if s.network != nil && !s.local(w.target) {
 		s.network.forget(w)
 		return

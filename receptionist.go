@@ -95,10 +95,10 @@ type Listing[M any] struct {
 type directory struct {
 	ownChanged chan struct{} // tells the receptionist to announce what is in own
 
-	mu      sync.Mutex       // guards what follows
-	own     map[offer]*watch // what this process offers; the watch takes the offer back when the actor stops
-	others  map[string]peer  // by host; written by the receptionist alone
-	changed chan struct{}    // closed, and replaced, when something else is in own or others
+	mu      sync.Mutex                   // guards what follows
+	own     map[offer]context.CancelFunc // what this process offers; the function ends the watch on the actor
+	others  map[string]peer              // by host; written by the receptionist alone
+	changed chan struct{}                // closed, and replaced, when something else is in own or others
 }
 
 // An offer is an actor that is listed under a key.
@@ -122,7 +122,7 @@ func directoryOf(in Place) *directory {
 	if s.directory == nil {
 		s.directory = &directory{
 			ownChanged: make(chan struct{}, 1),
-			own:        map[offer]*watch{},
+			own:        map[offer]context.CancelFunc{},
 			others:     map[string]peer{},
 			changed:    make(chan struct{}),
 		}
@@ -137,29 +137,27 @@ func (d *directory) change() {
 }
 
 // add lists an actor of this process, and returns false if it is listed already.
-func (d *directory) add(o offer, w *watch) bool {
+func (d *directory) add(o offer, unwatch context.CancelFunc) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.own[o] != nil {
 		return false
 	}
-	d.own[o] = w
+	d.own[o] = unwatch
 	d.change()
 	poke(d.ownChanged)
 	return true
 }
 
-// remove returns the watch of an offer that was listed, or nil.
-func (d *directory) remove(o offer) *watch {
+func (d *directory) remove(o offer) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	w := d.own[o]
-	if w != nil {
+	if unwatch := d.own[o]; unwatch != nil {
+		unwatch()
 		delete(d.own, o)
 		d.change()
 		poke(d.ownChanged)
 	}
-	return w
 }
 
 // Register lists an actor of this system under a key, in every process of the
@@ -182,18 +180,18 @@ func Register[M any](in Place, key ServiceKey[M], ref ActorRef[M]) (err error) {
 	}
 	// The watch comes second: should the actor have stopped, it fires, and takes
 	// the offer back.
-	w := &watch{target: ref.address, takes: typeName[M](), fire: func(error) { Deregister(in, key, ref) }}
-	if directoryOf(in).add(offer{key.name, ref.address}, w) {
-		s.watch(w)
+	ctx, cancel := context.WithCancel(s.ctx)
+	if directoryOf(in).add(offer{key.name, ref.address}, cancel) {
+		s.watchUntil(ctx, &watch{target: ref.address, takes: typeName[M](), fire: func(error) { Deregister(in, key, ref) }})
+	} else {
+		cancel() // it is watched already
 	}
 	return nil
 }
 
 // Deregister takes a registration back. It does nothing if there is none.
 func Deregister[M any](in Place, key ServiceKey[M], ref ActorRef[M]) {
-	if w := directoryOf(in).remove(offer{key.name, ref.address}); w != nil {
-		in.system().forget(w)
-	}
+	directoryOf(in).remove(offer{key.name, ref.address})
 }
 
 // Discoverable is a behaviour that registers its actor before anything else. That
@@ -483,11 +481,12 @@ func (r *receptionist) receive(msg receptionistMsg) {
 // hear takes in what another process says of itself. Of what it says of others
 // only this counts: that there are such. They are contacted at once, and heard
 // from when they answer. A process that is new, or back, is answered at once, unless
-// this is its own answer.
+// it has just been named and contacted, so that this is its own answer.
 func (r *receptionist) hear(a announcement) {
 	var greet []string
-	_, contacted := r.strangers[a.From]
-	if known := r.note(a.From, r.offers(a)); !known && !contacted {
+	left := r.strangers[a.From]
+	answers := 0 < left && left <= triesNamed
+	if known := r.note(a.From, r.offers(a)); !known && !answers {
 		greet = append(greet, a.From)
 	}
 	for _, host := range a.Members[:min(len(a.Members), maxNamed)] {

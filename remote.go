@@ -52,8 +52,9 @@ package casty
 // encoder that uses it. But it says which type comes next only for a value in an
 // interface, by its name, each time; to write the name and look it up takes longer
 // than all the rest of a small message. So each encoder numbers the types of its
-// messages. The first message of a type comes in an interface, as named{message};
-// from then on the number stands for the name, and the message comes by itself.
+// messages. The first message of a type has the number 0, and comes in an interface,
+// as named{Number, Message}. From then on the type has that number, and its messages
+// come by themselves.
 //
 // So a connection needs one encoder and one decoder that live as long as it does,
 // or are replaced together: that is what the flag says. Lengths keep the two ends
@@ -103,7 +104,7 @@ import (
 const (
 	protocolVersion = 3
 	maxHello        = 4 << 10  // bytes of a hello
-	maxHead         = 520      // bytes of a message before what gob has put there: a path, of 511 at most, and a number
+	maxHead         = 2 << 10  // bytes of a message besides what gob makes of it: its actor's path, and the number and name of its type
 	maxNumber       = 1 << 16  // of a type: more than any program has
 	maxTypes        = 64 << 10 // bytes that describe a message's types; not in MaxMessage, as they depend on what was sent before
 	maxDescribed    = 4 << 20  // bytes that describe types to one decoder, which keeps them
@@ -128,7 +129,10 @@ type (
 		MaxMessage   int
 		Refused      string
 	}
-	named       struct{ Message any }
+	named struct {
+		Number  uint64
+		Message any
+	}
 	watching    struct{ Actor, Takes string }
 	mistaken    struct{ Actor, Takes string }
 	undecodable struct {
@@ -389,31 +393,42 @@ func (o *outbox) encode(msg envelope, limit int) (err error) {
 	head = append(msg.to.appendPath(head), 0)
 	head = binary.AppendUvarint(head, number)
 	o.out.Write(head)
-	if err := o.enc.Encode(value); err != nil {
-		return err
+	types, size, err := o.add(value)
+	if number == 0 && err == nil { // its size is what it would be without a name, or what fits would depend on what came before
+		end := o.out.Len()
+		_, size, err = o.add(msg.message)
+		o.out.Truncate(end)
 	}
-	frame := o.out.Bytes()[start:]
-	types, size, _ := measure(frame[len(head):])
 	switch {
+	case err != nil:
+		return err
 	case size > limit: // if it is a share, the stream sends less, and nobody reads this
 		return fmt.Errorf("its %d bytes are more than MaxMessage, %d", size, o.limit)
 	case types > maxTypes:
 		return fmt.Errorf("its types take %d bytes to describe, which is more than %d", types, maxTypes)
 	}
+	frame := o.out.Bytes()[start:]
 	binary.BigEndian.PutUint32(frame, flags|uint32(len(frame)-4))
 	return nil
 }
 
-// numbered returns the number of a message's type, and what is to be encoded: with
-// the first message of a type goes the type's name.
+// add encodes a value, and returns how many bytes it takes, and its types.
+func (o *outbox) add(value any) (types, size int, err error) {
+	start := o.out.Len()
+	if err := o.enc.Encode(value); err != nil {
+		return 0, 0, err
+	}
+	return measure(o.out.Bytes()[start:])
+}
+
+// numbered returns the number of a message's type, and what is to be encoded.
 func (o *outbox) numbered(message any) (number uint64, value any, err error) {
 	t := reflect.TypeOf(message)
 	if number, known := o.numbers[t]; known || t == nil { // for nil, Encode says that it cannot be sent
 		return number, message, nil
 	}
-	number = uint64(len(o.numbers))
-	o.numbers[t] = number
-	return number, named{message}, learn(message)
+	o.numbers[t] = uint64(len(o.numbers) + 1)
+	return 0, named{o.numbers[t], message}, learn(message)
 }
 
 // take swaps what has gathered for an empty buffer.
@@ -711,7 +726,7 @@ type decoder struct {
 	gob       *gob.Decoder
 	value     bytes.Reader            // what gob decodes
 	types     map[uint64]reflect.Type // by number
-	described int                     // bytes that have described types, or may have
+	described int                     // bytes that have described types
 	doubtful  bool
 	path      string // the last message's: often the next one is for the same actor
 }
@@ -736,16 +751,20 @@ func (d *decoder) decode(number uint64, value []byte) (msg any, err error) {
 		}
 	}()
 	d.value.Reset(value)
-	if t := d.types[number]; t != nil {
+	switch t := d.types[number]; {
+	case number == 0:
+		var first named
+		if err = d.gob.Decode(&first); err == nil && first.Number <= maxNumber {
+			d.types[first.Number] = reflect.TypeOf(first.Message)
+		}
+		return first.Message, err
+	case t == nil: // the first message of the type could not be decoded
+		return nil, cmp.Or(d.gob.DecodeValue(reflect.Value{}), fmt.Errorf("its type, of number %d, has no name", number))
+	default:
 		msg := reflect.New(t)
 		err = d.gob.DecodeValue(msg)
 		return msg.Elem().Interface(), err
 	}
-	var first named
-	if err = d.gob.Decode(&first); err == nil {
-		d.types[number] = reflect.TypeOf(first.Message)
-	}
-	return first.Message, err
 }
 
 // understand takes the message out of a frame. Its error costs the connection; a
@@ -754,10 +773,10 @@ func (l *link) understand(body []byte, dec *decoder) error {
 	path, rest, ended := bytes.Cut(body, []byte{0})
 	number, length := binary.Uvarint(rest)
 	value := rest[max(length, 0):]
-	if !ended || length <= 0 || len(body)-len(value) > maxHead || number > maxNumber {
+	if !ended || length <= 0 || len(body)-len(value) > maxHead {
 		return fmt.Errorf("a frame of %d bytes holds no message", len(body))
 	}
-	described, size, err := measure(value)
+	types, _, err := measure(value)
 	if err != nil {
 		return err
 	}
@@ -766,9 +785,8 @@ func (l *link) understand(body []byte, dec *decoder) error {
 	} else {
 		l.reject(dec.actor(path), err, dec.doubtful)
 		dec.doubtful = true
-		described += size // what cannot be decoded may be one more type
 	}
-	if dec.described += described; dec.described > maxDescribed {
+	if dec.described += types; dec.described > maxDescribed {
 		return fmt.Errorf("the peer describes types in more than %d bytes", maxDescribed)
 	}
 	return nil
@@ -1023,30 +1041,42 @@ func readFrame(in io.Reader, body []byte, limit int) (_ []byte, fresh bool, err 
 	return body, fresh, err
 }
 
-// measure takes apart what gob has put together: any number of types, and the
-// value, each behind its length. It returns the bytes of all types, with their
-// lengths, and of the value. A length below 128 is one byte; otherwise the
-// first byte, as a signed one, is minus how many bytes follow with the length. What
-// is not whole is not for gob, which would allocate what it claims to hold.
+// measure takes apart what gob has put together: the descriptions of any number of
+// types, and the value. It returns how many bytes the types take, and how many the
+// value. Each item stands behind its length, and begins with the number of a type,
+// which is negative if that type is described; gob writes negative numbers as odd
+// ones. What is not whole is not for gob, which would allocate what it claims to hold.
 func measure(message []byte) (types, value int, err error) {
 	for rest := message; len(rest) > 0; {
-		types = len(message) - len(rest) // all that comes before this item
-		size, digits := uint64(rest[0]), 0
-		if size >= 128 {
-			size, digits = 0, -int(int8(rest[0]))
+		size, item, whole := cutUint(rest)
+		if !whole || size > uint64(len(item)) {
+			return types, value, errors.New("a message claims more than it holds")
 		}
-		if digits > 8 || digits >= len(rest) {
-			return types, value, errCutShort
+		if number, _, _ := cutUint(item[:size]); number%2 == 1 {
+			types += len(rest) - len(item) + int(size)
+		} else {
+			value += int(size)
 		}
-		for _, digit := range rest[1 : 1+digits] {
-			size = size<<8 | uint64(digit)
-		}
-		if rest = rest[1+digits:]; size > uint64(len(rest)) {
-			return types, value, errCutShort
-		}
-		value, rest = int(size), rest[size:]
+		rest = item[size:]
 	}
 	return types, value, nil
 }
 
-var errCutShort = errors.New("a message claims more than it holds")
+// cutUint cuts off a number as gob writes it: as one byte, if it is less than 128;
+// otherwise the first byte, as a signed one, is minus how many bytes follow.
+func cutUint(b []byte) (n uint64, rest []byte, whole bool) {
+	if len(b) == 0 {
+		return 0, b, false
+	}
+	if b[0] < 128 {
+		return uint64(b[0]), b[1:], true
+	}
+	digits := -int(int8(b[0]))
+	if digits > 8 || digits >= len(b) {
+		return 0, b, false
+	}
+	for _, digit := range b[1 : 1+digits] {
+		n = n<<8 | uint64(digit)
+	}
+	return n, b[1+digits:], true
+}

@@ -228,14 +228,15 @@ var (
 // keeps for a consumer that acknowledges nothing, however much that demands.
 const maxWindow = 1 << 16
 
-// watchPeer watches the other end of a stream for two heartbeats. Each end calls
-// it once per heartbeat, so there is always a watch and none needs to be ended.
-func watchPeer[E, M, P any](self *Actor[M], peer ActorRef[P]) {
+// watchPeer watches the other end of a stream, in place of an old watch, which may
+// have fired. Each end calls it once per heartbeat.
+func watchPeer[E, M, P any](self *Actor[M], peer ActorRef[P], old *watch) *watch {
 	w := &watch{target: peer.address, takes: typeName[P](), fire: func(err error) {
 		self.accept(peerLost[E]{peer.address, err})
 	}}
 	self.in.watch(w)
-	time.AfterFunc(2*self.in.config.Heartbeat, func() { self.in.forget(w) })
+	self.in.forget(old)
+	return w
 }
 
 func closed(c <-chan struct{}) bool {
@@ -350,9 +351,10 @@ func (s *SourceRef[E]) All(ctx context.Context) iter.Seq2[E, error] {
 				s.leave()
 			}
 		}()
+		var runs [][]E // taken from the consumer
 		for {
-			runs, err := s.next(ctx)
-			if runs == nil {
+			run, err := s.next(ctx, &runs)
+			if run == nil {
 				over = true
 				if err != nil {
 					var none E
@@ -360,31 +362,41 @@ func (s *SourceRef[E]) All(ctx context.Context) iter.Seq2[E, error] {
 				}
 				return
 			}
-			for _, run := range runs {
-				for _, element := range run {
-					if !yield(element, nil) {
-						return
-					}
-					if s.consumed.Add(1)%s.step == 0 {
-						poke(s.progress)
-					}
+			for _, element := range run {
+				if !yield(element, nil) {
+					return
+				}
+				if s.consumed.Add(1)%s.step == 0 {
+					poke(s.progress)
 				}
 			}
 		}
 	}
 }
 
-// next waits for elements; there are none, and perhaps an error, at the end.
-func (s *SourceRef[E]) next(ctx context.Context) ([][]E, error) {
-	var idle <-chan time.Time
-	if s.idle > 0 {
-		idle = time.After(s.idle)
-	}
+// next takes the first of the runs and, if there is none, waits for more. At the end
+// none comes, and perhaps an error.
+func (s *SourceRef[E]) next(ctx context.Context, runs *[][]E) (run []E, err error) {
 	switch { // since the select would pick any case that is ready
 	case closed(s.left):
 		return nil, s.failed(ErrCancelled)
 	case ctx.Err() != nil:
 		return nil, s.abandon(context.Cause(ctx))
+	}
+	if len(*runs) == 0 {
+		if *runs, err = s.wait(ctx); *runs == nil {
+			return nil, err
+		}
+	}
+	run, (*runs)[0] = (*runs)[0], nil // so that what has been consumed is not kept
+	*runs = (*runs)[1:]
+	return run, nil
+}
+
+func (s *SourceRef[E]) wait(ctx context.Context) (runs [][]E, err error) {
+	var idle <-chan time.Time
+	if s.idle > 0 {
+		idle = time.After(s.idle)
 	}
 	select {
 	case runs, open := <-s.runs:
@@ -450,7 +462,7 @@ func StreamConsumer[E any](producer ActorRef[StreamProducerMsg[E]], options ...S
 	}
 	return func(self *Actor[StreamConsumerMsg[E]]) {
 		window := max(1, min(o.window, maxWindow))
-		self.resize(window + 16) // elements, of which no more come than are demanded, and what else the producer says
+		self.resize(window + 64) // elements, of which no more come than are demanded, and what else there may be
 		c := &consumer[E]{
 			self:        self,
 			producer:    producer,
@@ -467,6 +479,7 @@ func StreamConsumer[E any](producer ActorRef[StreamProducerMsg[E]], options ...S
 		}
 		c.retry = backoff{pause: 1, longest: min(8, int(c.peerTimeout/self.in.config.Heartbeat)/3)}
 		defer c.source.close(fmt.Errorf("the consumer has %w", ErrStopped))
+		defer func() { self.in.forget(c.watch) }()
 		c.run()
 	}
 }
@@ -478,6 +491,7 @@ type consumer[E any] struct {
 	source      *SourceRef[E]
 	window      uint64
 	peerTimeout time.Duration
+	watch       *watch // of the producer; nil until the consumer subscribes
 
 	phase    phase
 	first    uint64 // the position where it began
@@ -553,7 +567,7 @@ func (c *consumer[E]) receive(msg StreamConsumerMsg[E]) {
 func (c *consumer[E]) start() {
 	if c.phase == unsubscribed {
 		c.phase = subscribing
-		watchPeer[E](c.self, c.producer)
+		c.watch = watchPeer[E](c.self, c.producer, nil)
 		c.subscribe()
 	}
 }
@@ -713,7 +727,7 @@ func (c *consumer[E]) onTick() {
 		c.quit(fmt.Errorf("%w (no answer for %v)", cmp.Or(c.lost, ErrUnreachable), c.peerTimeout))
 		return
 	}
-	watchPeer[E](c.self, c.producer)
+	c.watch = watchPeer[E](c.self, c.producer, c.watch)
 	switch {
 	case c.lastWord != nil && c.phase == subscribed:
 		c.tell(c.lastWord)
@@ -905,6 +919,7 @@ func StreamProducer[E any](buffer int) Behavior[StreamProducerMsg[E]] {
 		}}
 		p.excuse(errors.New("no consumer has subscribed"))
 		defer p.sink.close(ErrStopped)
+		defer func() { self.in.forget(p.watch) }()
 		p.run()
 	}
 }
@@ -915,6 +930,7 @@ type producer[E any] struct {
 	sink    *SinkRef[E]
 	backlog backlog[E]
 	served  *subscription[E] // nil: nobody is served
+	watch   *watch           // of the consumer that is served, or was; nil if nobody has been
 	rival   *Subscribe[E]    // of a consumer that waits for the place; nil: none does
 	refusal error            // why nothing is sent any more, to anybody: rule 4; nil: something may be
 }
@@ -1204,7 +1220,7 @@ func (p *producer[E]) admit() {
 	p.backlog.drop(p.served.acked)
 	p.rival = nil
 	p.sink.excuse.Store(nil)
-	watchPeer[E](p.self, p.served.consumer)
+	p.watch = watchPeer[E](p.self, p.served.consumer, p.watch)
 }
 
 // onLost is about the served consumer. If it is unreachable it may come back; if
@@ -1234,7 +1250,7 @@ func (p *producer[E]) excuse(why error) { p.sink.excuse.Store(&why) }
 // onTick renews the watch, and looks whether a rival has waited long enough.
 func (p *producer[E]) onTick() {
 	if p.served != nil {
-		watchPeer[E](p.self, p.served.consumer)
+		p.watch = watchPeer[E](p.self, p.served.consumer, p.watch)
 	}
 	p.admit()
 }
