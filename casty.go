@@ -42,8 +42,8 @@
 //
 // # Terms
 //
-//   - dead letter: a message told with [ActorRef.Tell], or [Ask], that no actor has
-//     read, because it could not be sent or decoded, found no mailbox or a full one,
+//   - dead letter: a message told with [ActorRef.Tell], or of an [Ask] that has not
+//     failed at once, that no actor has read, because it could not be sent or decoded, found no mailbox or a full one,
 //     or was still in the mailbox when the actor stopped. Dead letters are
 //     counted. The messages of streams are not among them, because they are
 //     said again (but for one that cannot be decoded, since nobody can tell what
@@ -229,7 +229,7 @@ func live[M any](self *Actor[M], b Behavior[M]) {
 // resize gives an actor another mailbox, before its behaviour has read from it. A
 // stream knows how many messages it can have waiting, and Spawn does not.
 func (self *Actor[M]) resize(messages int) {
-	self.in.mu.Lock() // so that nobody is adding a message
+	self.in.mu.Lock() // whoever adds a message holds it for reading, see post
 	defer self.in.mu.Unlock()
 	resized := make(chan M, max(messages, len(self.mailbox)))
 	for len(self.mailbox) > 0 {
@@ -241,7 +241,7 @@ func (self *Actor[M]) resize(messages int) {
 // bury removes an actor. What is left in its mailbox are dead letters.
 func (self *Actor[M]) bury(reason error) {
 	self.in.remove(self.cell, reason)
-	for len(self.mailbox) > 0 { // no message is added any more, see post
+	for len(self.mailbox) > 0 { // none is added any more, see post, but what a watch says, which is of no use now
 		self.in.deadLetter(self.address, <-self.mailbox, reason)
 	}
 }
@@ -444,7 +444,8 @@ func Ask[M, R any](ctx context.Context, from Place, to ActorRef[M], ask func(rep
 
 // The errors of this package. The log of dead letters gives them as reasons, too.
 // They come wrapped: test for them with [errors.Is]. "Streams" are the loop over a
-// source, and Put, Complete and Fail.
+// source, and Put, Complete and Fail. If it is ctx that ends one of these three, its
+// error also says, and wraps, what has become of the consumer.
 var (
 	// ErrStopped, from Watch, Ask, Register and streams: there is no such actor,
 	// or no longer. Look up its successor.
@@ -644,7 +645,7 @@ func (s *System) post(to Address, msg any) error {
 type watch struct {
 	target Address
 	takes  string
-	asks   bool // it is Ask's, whose reply is said only once: the loss of a connection may end it later, too, see end in remote.go
+	asks   bool // it is Ask's, whose reply is said only once: after a connection is lost it may fire later, too, since the reply may be lost
 	fire   func(error)
 }
 
@@ -676,7 +677,7 @@ func (s *System) watchUntil(ctx context.Context, w *watch) {
 	w.fire = func(err error) {
 		if ctx.Err() == nil {
 			fire(err)
-			done()
+			done() // which forgets it
 		}
 	}
 	s.watch(w)
@@ -924,7 +925,7 @@ func (c Config) withDefaults() Config {
 }
 
 const (
-	minMessage = 4 << 10 // so that what actors of this package say fits, with the longest names and reasons
+	minMessage = 4 << 10 // so that what streams say fits, with the longest names and reasons
 	maxMessage = 1 << 30
 	maxMailbox = 1 << 20
 )

@@ -454,7 +454,7 @@ func (r *receptionist) contacts() []string {
 	return hosts
 }
 
-// tell tells another receptionist. What is lost is said again. Only what is larger
+// tell tells another receptionist. To lose it does no harm. Only what is larger
 // than MaxMessage never arrives.
 func (r *receptionist) tell(msg receptionistMsg, host string) {
 	s := r.self.in
@@ -484,7 +484,7 @@ func (r *receptionist) receive(msg receptionistMsg) {
 // it has just been named and contacted, so that this is its own answer.
 func (r *receptionist) hear(a announcement) {
 	var greet []string
-	left := r.strangers[a.From]
+	left := r.strangers[a.From] // before note deletes it
 	answers := 0 < left && left <= triesNamed
 	if known := r.note(a.From, r.offers(a)); !known && !answers {
 		greet = append(greet, a.From)
@@ -539,12 +539,12 @@ func (r *receptionist) offers(a announcement) (offers []offer) {
 	return offers
 }
 
-// unknown says whether a host can be a node, and is neither heard from nor
-// contacted.
+// unknown says whether a host can be a node, and is neither heard from nor a
+// stranger.
 func (r *receptionist) unknown(host string) bool {
 	_, heard := r.others[host] // without the lock, since nobody else writes it
-	_, contacted := r.strangers[host]
-	return !heard && !contacted &&
+	_, stranger := r.strangers[host]
+	return !heard && !stranger &&
 		host != r.self.in.host && dialable(host) && checkHost(host) == nil
 }
 
@@ -557,7 +557,7 @@ func (r *receptionist) remember(host string, heartbeats int) {
 		var other string
 		for candidate, left := range r.strangers {
 			other = candidate
-			if left <= triesNamed {
+			if left <= triesNamed { // or a lost one that has few left
 				break
 			}
 		}

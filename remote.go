@@ -317,17 +317,17 @@ func newOutbox(limit int) *outbox {
 func (o *outbox) send(msg envelope) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	most, limit := o.terms(msg)
+	full, largest := o.terms(msg)
 	switch {
 	case o.err != nil:
 		return o.err
-	case o.out.Len() > most:
+	case o.out.Len() > full:
 		if o.room == nil {
 			o.room = make(chan struct{})
 		}
 		return roomAhead{fmt.Errorf("%w: its connection has %d bytes waiting", ErrMailboxFull, o.out.Len()), o.room}
 	}
-	if err := o.encode(msg, limit); err != nil {
+	if err := o.encode(msg, largest); err != nil {
 		return fmt.Errorf("%w: %w", ErrUnsendable, err)
 	}
 	if _, ok := msg.message.(bulk); ok {
@@ -351,26 +351,26 @@ func (o *outbox) send(msg envelope) error {
 //
 // It also says how large the message may be. A run that is larger than its share of
 // maxBulk fails, and its producer halves it.
-func (o *outbox) terms(msg envelope) (most, limit int) {
-	most, limit = maxQueued, o.limit
+func (o *outbox) terms(msg envelope) (full, largest int) {
+	full, largest = maxQueued, o.limit
 	if b, ok := msg.message.(bulk); ok {
 		if b.count() > 1 {
-			limit = min(limit, max(maxBulk/(1+len(o.aboard)), minShare))
+			largest = min(largest, max(maxBulk/(1+len(o.aboard)), minShare))
 		}
 		if o.aboard[msg.to] {
-			most = maxBulk
+			full = maxBulk
 		}
 	}
 	if _, ok := msg.message.(gossip); ok || msg.to.Name == "" {
-		most = 2 * maxQueued
+		full = 2 * maxQueued
 	}
-	return most, limit
+	return full, largest
 }
 
 // encode appends a frame to out, or nothing. With a message that fails, the types
 // that it describes are cut off, too, though the encoder counts them as sent. So
 // the next message starts with a new encoder.
-func (o *outbox) encode(msg envelope, limit int) (err error) {
+func (o *outbox) encode(msg envelope, largest int) (err error) {
 	start := o.out.Len()
 	defer func() {
 		if panicked := recover(); panicked != nil { // in somebody's GobEncode
@@ -402,7 +402,7 @@ func (o *outbox) encode(msg envelope, limit int) (err error) {
 	switch {
 	case err != nil:
 		return err
-	case size > limit: // if it is a share, the stream sends less, and nobody reads this
+	case size > largest: // if it is a share, the stream sends less, and nobody reads this
 		return fmt.Errorf("its %d bytes are more than MaxMessage, %d", size, o.limit)
 	case types > maxTypes:
 		return fmt.Errorf("its types take %d bytes to describe, which is more than %d", types, maxTypes)
@@ -533,7 +533,7 @@ func (l *link) talk(conn net.Conn, with string) error {
 	r := l.remote
 	ctx, fail := context.WithCancelCause(context.Background())
 	defer conn.Close()
-	defer context.AfterFunc(ctx, func() { conn.Close() })() // what ends the writing ends the reading, and the reverse
+	defer context.AfterFunc(ctx, func() { conn.Close() })() // what ends the writing ends the reading, and the reverse; the last () is for when talk returns
 	raw := &steady{Conn: conn, reads: r.heartbeats(patience), writes: r.heartbeats(silence)}
 	secured := l.secure(raw)
 	theirs, err := l.handshake(secured, fail)
@@ -562,7 +562,7 @@ func (l *link) handshake(conn net.Conn, fail func(error)) (theirs hello, err err
 	r := l.remote
 	defer time.AfterFunc(r.heartbeats(patience), func() { fail(os.ErrDeadlineExceeded) }).Stop()
 	defer context.AfterFunc(r.closing, func() { fail(ErrClosed) })()
-	if l.host == "" { // the peer has dialled
+	if l.host == "" { // the peer has dialled; or dial would have set it
 		theirs, err = r.meet(conn)
 		greeted := r.greet(conn, err) // also to say why not
 		return theirs, cmp.Or(err, greeted)
@@ -810,7 +810,7 @@ func (l *link) receive(path string, msg any) {
 		r.fire(ways, m.concerns)
 	case gossip:
 		if m.from() == l.peer {
-			s.deliver(from, to, m) // an error is ignored, since gossip is said again
+			s.deliver(from, to, m) // an error is ignored, since it does no harm to lose gossip
 		}
 	default:
 		if err := s.deliver(from, to, m); err != nil {
@@ -866,7 +866,7 @@ func (l *link) reached() (ways []*route) {
 	for host, way := range l.remote.routes {
 		switch {
 		case way.link == l: // the one that it carries
-		case host == l.host: // the handshake is not done here, so another link carries the route; but it may be done at the peer, which answers on this one
+		case host == l.host: // both have dialled, and another link carries the route here; but the peer may have chosen this one
 		case way.link.open() && way.link.peer == l.peer: // another name, localhost:1 for 127.0.0.1:1, of the same peer
 		default:
 			continue

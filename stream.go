@@ -54,7 +54,7 @@ package casty
 //  4. stops when its end is acknowledged, or when the served consumer cancels. An
 //     element that cannot be encoded ends the stream before it. If the consumer's
 //     process cannot decode one, nobody knows which: whoever subscribes from then
-//     on is refused, with the reason, and the producer stops after its consumer.
+//     on is refused, with the reason, and the producer stops once its consumer has.
 //
 // The consumer
 //
@@ -300,9 +300,9 @@ type SourceRef[E any] struct {
 	idle     time.Duration
 
 	// From the consumer to the loop.
-	runs   chan [][]E // has room for one value, which is all that the loop has not taken; closed at the end
-	closed bool       // whether it is, for the consumer
-	err    error      // why it ended; nil if completed; set before runs is closed
+	runs    chan [][]E // has room for one value, which is all that the loop has not taken; closed at the end
+	err     error      // why it ended; nil if completed; set before runs is closed
+	closing sync.Once
 
 	// From the loop to the consumer.
 	consumed atomic.Uint64 // the position up to which the loop has come
@@ -345,7 +345,7 @@ func GetSource[E any](ctx context.Context, in Place, consumer ActorRef[StreamCon
 // room for another, once the loop asks for the next.
 func (s *SourceRef[E]) All(ctx context.Context) iter.Seq2[E, error] {
 	return func(yield func(E, error) bool) {
-		over := false // the stream has ended by itself: a later loop is to end the same way, not with ErrCancelled
+		over := false // next has told the end, and a later loop is to end the same way, not with ErrCancelled
 		defer func() {
 			if !over { // the user leaves, by break, return or panic
 				s.leave()
@@ -432,14 +432,12 @@ func (s *SourceRef[E]) add(run []E) {
 
 // close is for the consumer. The first reason counts.
 func (s *SourceRef[E]) close(err error) {
-	if s.closed {
-		return
-	}
-	s.closed = true
-	if err != nil {
-		s.err = s.failed(err)
-	}
-	close(s.runs)
+	s.closing.Do(func() {
+		if err != nil {
+			s.err = s.failed(err)
+		}
+		close(s.runs)
+	})
 }
 
 // String is what a log of messages shows: nothing that other goroutines change.
@@ -606,7 +604,7 @@ func (c *consumer[E]) sayDemand() {
 func (c *consumer[E]) onSubscribed(seq uint64) {
 	switch {
 	case c.lastWord != nil: // the user left before the consumer was served, or this is late
-		c.phase, c.waiting = subscribed, time.Now()
+		c.phase, c.waiting = subscribed, time.Now() // from now on the last word is heeded
 		c.tell(c.lastWord)
 		return
 	case c.phase == subscribing || c.tookNothing() && seq > c.received:
@@ -744,7 +742,7 @@ type backoff struct {
 	reached uint64 // the position at the last tick
 	waited  int    // ticks since the last Subscribe
 	pause   int    // ticks from one Subscribe to the next
-	longest int    // ticks that a pause may have: a third of PeerTimeout, so that three Subscribes at least go unanswered before the end
+	longest int    // ticks that a pause may have: no more than a third of PeerTimeout, so that three Subscribes at least go unanswered before the end
 }
 
 // begin makes the next tick due, unless something new has come by then.
@@ -1236,7 +1234,7 @@ func (p *producer[E]) onLost(err error) {
 	case errors.Is(err, ErrUnreachable):
 		p.served.lost = cmp.Or(p.served.lost, time.Now())
 		p.admit()
-	case p.refusal != nil: // the consumer has heard it, and stopped
+	case p.refusal != nil: // the consumer has stopped, most likely because it has heard
 		p.stop(p.refusal)
 	default:
 		p.served = nil
