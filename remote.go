@@ -24,7 +24,8 @@ package casty
 //     and the first link whose handshake is done carries it from then on, whoever
 //     has dialled; with that link it is lost. If both sides dial at once, there are
 //     two links. Each process reads both and writes to the one that was done
-//     first; when that one is lost, the other carries what is said from then on.
+//     first; when that one is lost, the other carries what is said from its next
+//     heartbeat on.
 //     So a dial that hangs holds nothing up, and no stranger gets what is said to
 //     a peer whose connection is alive.
 //   - A watch is a question that is asked once per heartbeat. The process that is
@@ -77,7 +78,7 @@ package casty
 // peer is connected, what is sent to it still goes to it alone, but what others
 // say in its name is believed. A process that only dials is called by a random
 // id, which cannot be guessed. With TLS, a node's certificate must be valid for the
-// address that it claims. Neither defends against a peer that is let in and means
+// host in the address that it claims. Neither defends against a peer that is let in and means
 // harm: gob is not hardened against hostile input beyond the limits set here.
 
 import (
@@ -104,7 +105,7 @@ import (
 const (
 	protocolVersion = 3
 	maxHello        = 4 << 10  // bytes of a hello
-	maxHead         = 2 << 10  // bytes of a message besides what gob makes of it: its actor's path, and the number and name of its type
+	maxHead         = 520      // bytes of a message before what gob makes of it: its actor's path, of 511 at most, and the number of its type
 	maxNumber       = 1 << 16  // of a type: more than any program has
 	maxTypes        = 64 << 10 // bytes that describe a message's types; not in MaxMessage, as they depend on what was sent before
 	maxDescribed    = 4 << 20  // bytes that describe types to one decoder, which keeps them
@@ -215,7 +216,7 @@ func (r *remote) route(host string) (*route, error) {
 // The caller holds r.mu.
 func (r *remote) dials() (n int) {
 	for host, way := range r.routes {
-		if way.link.host == "" && !slices.Contains(r.system.config.Seeds, host) {
+		if way.link.host == "" /* see link */ && !slices.Contains(r.system.config.Seeds, host) {
 			n++
 		}
 	}
@@ -340,17 +341,17 @@ func (o *outbox) send(msg envelope) error {
 	return nil
 }
 
-// terms says how full the outbox may be for a message to be taken. Whose sender can
-// wait the least may find it the fullest:
+// terms says how full the outbox may be for a message to be taken:
 //
-//   - maxBulk for a run of elements, if another for the same consumer is there;
-//     otherwise maxQueued, so that each stream has its turn;
-//   - maxQueued for what users send, which is a dead letter beyond;
-//   - twice that for what processes say, which is little, and without which the peer
-//     would take us for dead.
+//   - maxBulk for a run of elements, if its consumer has another there already, so
+//     that there is room for the first run of other streams;
+//   - maxQueued for such a first run, and for what users send, which is a dead letter
+//     beyond;
+//   - twice that for what processes say, which is little, and without which their
+//     nodes would be taken for dead.
 //
 // It also says how large the message may be. A run that is larger than its share of
-// maxBulk fails, and its producer halves it.
+// maxBulk fails, unless it is small or a single element, and its producer halves it.
 func (o *outbox) terms(msg envelope) (full, largest int) {
 	full, largest = maxQueued, o.limit
 	if b, ok := msg.message.(bulk); ok {
@@ -393,32 +394,38 @@ func (o *outbox) encode(msg envelope, largest int) (err error) {
 	head = append(msg.to.appendPath(head), 0)
 	head = binary.AppendUvarint(head, number)
 	o.out.Write(head)
-	types, size, err := o.add(value)
-	if number == 0 && err == nil { // its size is what it would be without a name, or what fits would depend on what came before
-		end := o.out.Len()
-		_, size, err = o.add(msg.message)
-		o.out.Truncate(end)
+	size, err := o.add(value)
+	length := o.out.Len() - start - 4
+	if number == 0 && err == nil { // a name does not count, so that what fits does not depend on what came before
+		size, err = o.sizeOf(msg.message)
 	}
 	switch {
 	case err != nil:
 		return err
 	case size > largest: // if it is a share, the stream sends less, and nobody reads this
 		return fmt.Errorf("its %d bytes are more than MaxMessage, %d", size, o.limit)
-	case types > maxTypes:
-		return fmt.Errorf("its types take %d bytes to describe, which is more than %d", types, maxTypes)
+	case length-size > maxTypes:
+		return fmt.Errorf("its types take %d bytes to describe, which is more than %d", length-size, maxTypes)
 	}
-	frame := o.out.Bytes()[start:]
-	binary.BigEndian.PutUint32(frame, flags|uint32(len(frame)-4))
+	binary.BigEndian.PutUint32(o.out.Bytes()[start:], flags|uint32(length))
 	return nil
 }
 
-// add encodes a value, and returns how many bytes it takes, and its types.
-func (o *outbox) add(value any) (types, size int, err error) {
+// add encodes a value, and returns how many bytes it takes, without its types.
+func (o *outbox) add(value any) (size int, err error) {
 	start := o.out.Len()
 	if err := o.enc.Encode(value); err != nil {
-		return 0, 0, err
+		return 0, err
 	}
-	return measure(o.out.Bytes()[start:])
+	_, size, err = measure(o.out.Bytes()[start:])
+	return size, err
+}
+
+// sizeOf encodes a message only to measure it.
+func (o *outbox) sizeOf(message any) (size int, err error) {
+	end := o.out.Len()
+	defer o.out.Truncate(end)
+	return o.add(message)
 }
 
 // numbered returns the number of a message's type, and what is to be encoded.
@@ -473,7 +480,7 @@ func (o *outbox) relearn() {
 // knows of the peer says how far it has come:
 //
 //   - host and peer are empty: there is no connection yet or, if the peer has
-//     dialled, nobody knows who that is. Nothing has been read from the link;
+//     dialled, nobody knows who that is. No message has been read from it;
 //   - peer alone is empty: we have dialled host, and our hello is under way. The
 //     peer may have read it, and may be using the connection;
 //   - both are known: the handshake is done, and the link is open.
@@ -665,8 +672,8 @@ func (l *link) write(ctx context.Context, conn net.Conn, from *outbox) error {
 	heartbeat := time.NewTicker(l.remote.heartbeats(1))
 	defer heartbeat.Stop()
 	var out bytes.Buffer
-	for last := ""; last != hangUp; { // until the hang-up has been written
-		last = "" // a frame without a body, to be written behind the messages
+	for {
+		last := "" // a frame without a body, to be written behind the messages
 		select {
 		case <-from.wake: // never, if the outbox is always empty
 		case <-heartbeat.C:
@@ -685,9 +692,11 @@ func (l *link) write(ctx context.Context, conn net.Conn, from *outbox) error {
 		if _, err := out.WriteTo(conn); err != nil {
 			return err
 		}
+		if last == hangUp {
+			<-ctx.Done() // until the peer has hung up, too
+			return ctx.Err()
+		}
 	}
-	<-ctx.Done()
-	return ctx.Err()
 }
 
 // read owns the receiving side, and never waits for an actor.
@@ -697,7 +706,7 @@ func (l *link) read(conn net.Conn, raw *steady) error {
 	dec := newDecoder()
 	var body []byte
 	for {
-		next, fresh, err := readFrame(in, body, maxHead+maxTypes+r.system.config.MaxMessage+9) // nine is the most that gob's length takes
+		next, fresh, err := readFrame(in, body, maxTypes+r.system.config.MaxMessage)
 		if err != nil {
 			return err
 		}
@@ -758,7 +767,7 @@ func (d *decoder) decode(number uint64, value []byte) (msg any, err error) {
 			d.types[first.Number] = reflect.TypeOf(first.Message)
 		}
 		return first.Message, err
-	case t == nil: // the first message of the type could not be decoded
+	case t == nil: // the first message of the type could not be decoded. With no place for the value, gob takes in the types only
 		return nil, cmp.Or(d.gob.DecodeValue(reflect.Value{}), fmt.Errorf("its type, of number %d, has no name", number))
 	default:
 		msg := reflect.New(t)
@@ -901,8 +910,7 @@ func (r *remote) fire(ways []*route, why func(*watch) error) {
 
 // end follows a lost connection, or one that never came about. The route that the
 // link carries ends with it: messages that still wait in the outbox, and that
-// nobody says again, are counted as dead letters. The peer may notice the loss
-// later than we do.
+// nobody says again, are counted as dead letters.
 func (l *link) end(err error) {
 	r, s := l.remote, l.remote.system
 	err = fmt.Errorf("%w: %w", ErrUnreachable, plainly(err))
@@ -943,7 +951,7 @@ func (l *link) end(err error) {
 
 // secure adds TLS to a connection, if it is configured.
 func (l *link) secure(conn net.Conn) net.Conn {
-	cfg := l.remote.system.config.TLS.Clone()
+	cfg := l.remote.system.config.TLS.Clone() // nil, if TLS is
 	switch {
 	case cfg == nil:
 		return conn
@@ -1042,8 +1050,8 @@ func readFrame(in io.Reader, body []byte, limit int) (_ []byte, fresh bool, err 
 }
 
 // measure takes apart what gob has put together: the descriptions of any number of
-// types, and the value. It returns how many bytes the types take, and how many the
-// value. Each item stands behind its length, and begins with the number of a type,
+// types, and the value. It returns how many bytes the types take, with their lengths,
+// and how many the value, without. Each item stands behind its length, and begins with the number of a type,
 // which is negative if that type is described; gob writes negative numbers as odd
 // ones. What is not whole is not for gob, which would allocate what it claims to hold.
 func measure(message []byte) (types, value int, err error) {
