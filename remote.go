@@ -237,7 +237,7 @@ func (r *remote) send(to Address, msg any) error {
 	if err != nil {
 		return err
 	}
-	return way.outbox.send(envelope{to, msg})
+	return way.outbox.send(&envelope{to, msg})
 }
 
 // watch asks at once, unless the same has been asked since the last heartbeat. The
@@ -257,7 +257,7 @@ func (r *remote) watch(w *watch) error {
 	way.watches[question][w] = true
 	r.mu.Unlock()
 	if first {
-		way.outbox.send(envelope{message: question})
+		way.outbox.send(&envelope{message: question})
 	}
 	return nil
 }
@@ -315,7 +315,7 @@ func newOutbox(limit int) *outbox {
 // send encodes a message for the writer, unless too much has gathered: the
 // sender is told then, and when to try again. The batch that is being written
 // can be as large again, and is not counted.
-func (o *outbox) send(msg envelope) error {
+func (o *outbox) send(msg *envelope) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	full, largest := o.terms(msg)
@@ -352,7 +352,7 @@ func (o *outbox) send(msg envelope) error {
 //
 // It also says how large the message may be. A run that is larger than its share of
 // maxBulk fails, unless it is small or a single element, and its producer halves it.
-func (o *outbox) terms(msg envelope) (full, largest int) {
+func (o *outbox) terms(msg *envelope) (full, largest int) {
 	full, largest = maxQueued, o.limit
 	if b, ok := msg.message.(bulk); ok {
 		if b.count() > 1 {
@@ -371,7 +371,7 @@ func (o *outbox) terms(msg envelope) (full, largest int) {
 // encode appends a frame to out, or nothing. With a message that fails, the types
 // that it describes are cut off, too, though the encoder counts them as sent. So
 // the next message starts with a new encoder.
-func (o *outbox) encode(msg envelope, largest int) (err error) {
+func (o *outbox) encode(msg *envelope, largest int) (err error) {
 	start := o.out.Len()
 	defer func() {
 		if panicked := recover(); panicked != nil { // in somebody's GobEncode
@@ -663,7 +663,7 @@ func (l *link) askAgain(to *outbox) {
 	}
 	r.mu.Unlock() // an outbox may be busy with a large message, and all others would wait
 	for _, question := range questions {
-		to.send(envelope{message: question})
+		to.send(&envelope{message: question})
 	}
 }
 

@@ -382,9 +382,8 @@ func (s *SourceRef[E]) next(ctx context.Context, runs *[][]E) (run []E, err erro
 		return nil, s.failed(ErrCancelled)
 	case ctx.Err() != nil:
 		return nil, s.abandon(context.Cause(ctx))
-	}
-	if len(*runs) == 0 {
-		if *runs, err = s.wait(ctx); *runs == nil {
+	case len(*runs) == 0:
+		if *runs, err = s.wait(ctx); err != nil || *runs == nil {
 			return nil, err
 		}
 	}
@@ -477,8 +476,8 @@ func StreamConsumer[E any](producer ActorRef[StreamProducerMsg[E]], options ...S
 		}
 		c.retry = backoff{pause: 1, longest: min(8, int(c.peerTimeout/self.in.config.Heartbeat)/3)}
 		defer c.source.close(fmt.Errorf("the consumer has %w", ErrStopped))
-		defer func() { self.in.forget(c.watch) }()
 		c.run()
+		self.in.forget(c.watch)
 	}
 }
 
@@ -917,8 +916,8 @@ func StreamProducer[E any](buffer int) Behavior[StreamProducerMsg[E]] {
 		}}
 		p.excuse(errors.New("no consumer has subscribed"))
 		defer p.sink.close(ErrStopped)
-		defer func() { self.in.forget(p.watch) }()
 		p.run()
+		self.in.forget(p.watch)
 	}
 }
 
