@@ -351,10 +351,9 @@ func (s *SourceRef[E]) All(ctx context.Context) iter.Seq2[E, error] {
 				s.leave()
 			}
 		}()
-		var runs [][]E // taken from the consumer
 		for {
-			run, err := s.next(ctx, &runs)
-			if run == nil {
+			runs, err := s.next(ctx)
+			if runs == nil {
 				over = true
 				if err != nil {
 					var none E
@@ -362,40 +361,35 @@ func (s *SourceRef[E]) All(ctx context.Context) iter.Seq2[E, error] {
 				}
 				return
 			}
-			for _, element := range run {
-				if !yield(element, nil) {
-					return
+			for i, run := range runs {
+				if ctx.Err() != nil {
+					break // next says why
 				}
-				if s.consumed.Add(1)%s.step == 0 {
-					poke(s.progress)
+				runs[i] = nil // so that what has been consumed is not kept
+				for _, element := range run {
+					if !yield(element, nil) {
+						return
+					}
+					if s.consumed.Add(1)%s.step == 0 {
+						poke(s.progress)
+					}
 				}
 			}
 		}
 	}
 }
 
-// next takes the first of the runs and, if there is none, waits for more. At the end
-// none comes, and perhaps an error.
-func (s *SourceRef[E]) next(ctx context.Context, runs *[][]E) (run []E, err error) {
+// next waits for elements; there are none, and perhaps an error, at the end.
+func (s *SourceRef[E]) next(ctx context.Context) ([][]E, error) {
+	var idle <-chan time.Time
+	if s.idle > 0 {
+		idle = time.After(s.idle)
+	}
 	switch { // since the select would pick any case that is ready
 	case closed(s.left):
 		return nil, s.failed(ErrCancelled)
 	case ctx.Err() != nil:
 		return nil, s.abandon(context.Cause(ctx))
-	case len(*runs) == 0:
-		if *runs, err = s.wait(ctx); err != nil || *runs == nil {
-			return nil, err
-		}
-	}
-	run, (*runs)[0] = (*runs)[0], nil // so that what has been consumed is not kept
-	*runs = (*runs)[1:]
-	return run, nil
-}
-
-func (s *SourceRef[E]) wait(ctx context.Context) (runs [][]E, err error) {
-	var idle <-chan time.Time
-	if s.idle > 0 {
-		idle = time.After(s.idle)
 	}
 	select {
 	case runs, open := <-s.runs:
