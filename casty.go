@@ -43,12 +43,12 @@
 // # Terms
 //
 //   - dead letter: a message told with [ActorRef.Tell], or of an [Ask] that has not
-//     failed at once, that no actor has read, because it could not be sent or decoded, found no mailbox or a full one,
-//     or was still in the mailbox when the actor stopped. Dead letters are
-//     counted. The messages of streams are not among them, because they are
-//     said again (but for one that cannot be decoded, since nobody can tell what
-//     it was), nor is a message that was being written when its connection was
-//     lost, since nobody can tell whether it has arrived.
+//     failed at once, that no actor has read, because it could not be sent or
+//     decoded, found no mailbox or a full one, or was still in the mailbox when
+//     the actor stopped. Dead letters are counted. The messages of streams are not
+//     among them, because they are said again (but for one that cannot be decoded,
+//     since nobody can tell what it was), nor is a message that was being written
+//     when its connection was lost, since nobody can tell whether it has arrived.
 //   - position: a place in a stream, counted from its first element, which is
 //     at 0. A position means the same element for ever, to everybody.
 //   - demand: a position. A consumer allows its producer to send every element
@@ -241,7 +241,7 @@ func (self *Actor[M]) resize(messages int) {
 // bury removes an actor. What is left in its mailbox are dead letters.
 func (self *Actor[M]) bury(reason error) {
 	self.in.remove(self.cell, reason)
-	for len(self.mailbox) > 0 { // none is added any more, see post, but what a watch says, which is of no use now
+	for len(self.mailbox) > 0 { // post adds none any more; what a watch may still add is of no use
 		self.in.deadLetter(self.address, <-self.mailbox, reason)
 	}
 }

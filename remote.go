@@ -216,7 +216,7 @@ func (r *remote) route(host string) (*route, error) {
 // The caller holds r.mu.
 func (r *remote) dials() (n int) {
 	for host, way := range r.routes {
-		if way.link.host == "" /* see link */ && !slices.Contains(r.system.config.Seeds, host) {
+		if way.link.host == "" && !slices.Contains(r.system.config.Seeds, host) {
 			n++
 		}
 	}

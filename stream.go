@@ -306,8 +306,8 @@ type SourceRef[E any] struct {
 
 	// From the loop to the consumer.
 	consumed atomic.Uint64 // the position up to which the loop has come
-	step     uint64        // half a window
-	progress chan struct{} // poked each time that the loop has consumed so many elements
+	window   uint64        // how many elements the consumer has room for
+	progress chan struct{} // poked each time that the loop has consumed half a window
 	leaving  sync.Once
 	left     chan struct{} // closed when the user wants no more
 }
@@ -351,6 +351,7 @@ func (s *SourceRef[E]) All(ctx context.Context) iter.Seq2[E, error] {
 				s.leave()
 			}
 		}()
+		halfWindow := max(1, s.window/2)
 		for {
 			runs, err := s.next(ctx)
 			if runs == nil {
@@ -370,7 +371,7 @@ func (s *SourceRef[E]) All(ctx context.Context) iter.Seq2[E, error] {
 					if !yield(element, nil) {
 						return
 					}
-					if s.consumed.Add(1)%s.step == 0 {
+					if s.consumed.Add(1)%halfWindow == 0 {
 						poke(s.progress)
 					}
 				}
@@ -456,14 +457,12 @@ func StreamConsumer[E any](producer ActorRef[StreamProducerMsg[E]], options ...S
 		self.resize(window + 64) // elements, of which no more come than are demanded, and what else there may be
 		c := &consumer[E]{
 			self:        self,
-			producer:    producer,
-			window:      uint64(window),
 			peerTimeout: max(o.peerTimeout, 5*self.in.config.Heartbeat),
 			source: &SourceRef[E]{
 				producer: producer,
 				idle:     o.idle,
 				runs:     make(chan [][]E, 1),
-				step:     uint64(max(1, window/2)),
+				window:   uint64(window),
 				progress: make(chan struct{}, 1),
 				left:     make(chan struct{}),
 			},
@@ -478,9 +477,7 @@ func StreamConsumer[E any](producer ActorRef[StreamProducerMsg[E]], options ...S
 // A consumer's fields are owned by its actor's goroutine.
 type consumer[E any] struct {
 	self        *Actor[StreamConsumerMsg[E]]
-	producer    ActorRef[StreamProducerMsg[E]]
-	source      *SourceRef[E]
-	window      uint64
+	source      *SourceRef[E] // knows the producer, and the window
 	peerTimeout time.Duration
 	watch       *watch // of the producer; nil until the consumer subscribes
 
@@ -558,13 +555,13 @@ func (c *consumer[E]) receive(msg StreamConsumerMsg[E]) {
 func (c *consumer[E]) start() {
 	if c.phase == unsubscribed {
 		c.phase = subscribing
-		c.watch = watchPeer[E](c.self, c.producer, nil)
+		c.watch = watchPeer[E](c.self, c.source.producer, nil)
 		c.subscribe()
 	}
 }
 
 // tell ignores errors: what was not told is told again.
-func (c *consumer[E]) tell(msg StreamProducerMsg[E]) { c.producer.tell(c.self, msg) }
+func (c *consumer[E]) tell(msg StreamProducerMsg[E]) { c.source.producer.tell(c.self, msg) }
 
 // subscribe asks to be served from the next position on, or from anywhere as
 // long as nothing has been taken: a producer that has come back under the same name
@@ -582,7 +579,7 @@ func (c *consumer[E]) tookNothing() bool { return c.received == c.first }
 
 // demand is the position up to which there is room: rule 11.
 func (c *consumer[E]) demand() uint64 {
-	return c.source.consumed.Load() + c.window
+	return c.source.consumed.Load() + c.source.window
 }
 
 func (c *consumer[E]) sayDemand() {
@@ -718,7 +715,7 @@ func (c *consumer[E]) onTick() {
 		c.quit(fmt.Errorf("%w (no answer for %v)", cmp.Or(c.lost, ErrUnreachable), c.peerTimeout))
 		return
 	}
-	c.watch = watchPeer[E](c.self, c.producer, c.watch)
+	c.watch = watchPeer[E](c.self, c.source.producer, c.watch)
 	switch {
 	case c.lastWord != nil && c.phase == subscribed:
 		c.tell(c.lastWord)
