@@ -452,22 +452,10 @@ func StreamConsumer[E any](producer ActorRef[StreamProducerMsg[E]], options ...S
 	for _, option := range options {
 		option(&o)
 	}
+	o.window = max(1, min(o.window, maxWindow))
 	return func(self *Actor[StreamConsumerMsg[E]]) {
-		window := max(1, min(o.window, maxWindow))
-		self.resize(window + 64) // elements, of which no more come than are demanded, and what else there may be
-		c := &consumer[E]{
-			self:        self,
-			peerTimeout: max(o.peerTimeout, 5*self.in.config.Heartbeat),
-			source: &SourceRef[E]{
-				producer: producer,
-				idle:     o.idle,
-				runs:     make(chan [][]E, 1),
-				window:   uint64(window),
-				progress: make(chan struct{}, 1),
-				left:     make(chan struct{}),
-			},
-		}
-		c.retry = backoff{pause: 1, longest: min(8, int(c.peerTimeout/self.in.config.Heartbeat)/3)}
+		self.resize(o.window + 64) // elements, of which no more come than are demanded, and what else there may be
+		c := newConsumer(self, producer, o)
 		defer c.source.close(fmt.Errorf("the consumer has %w", ErrStopped))
 		c.run()
 		self.in.forget(c.watch)
@@ -490,6 +478,24 @@ type consumer[E any] struct {
 	waiting  time.Time            // since when the consumer has waited for an answer, rule 10; zero: it does not wait
 	lost     error                // why the producer has become unreachable meanwhile; nil: it has not, as far as is known
 	retry    backoff              // when to subscribe again
+}
+
+func newConsumer[E any](self *Actor[StreamConsumerMsg[E]], producer ActorRef[StreamProducerMsg[E]], o streamOptions) *consumer[E] {
+	heartbeat := self.in.config.Heartbeat
+	peerTimeout := max(o.peerTimeout, 5*heartbeat)
+	return &consumer[E]{
+		self:        self,
+		peerTimeout: peerTimeout,
+		retry:       backoff{pause: 1, longest: min(8, int(peerTimeout/heartbeat)/3)},
+		source: &SourceRef[E]{
+			producer: producer,
+			idle:     o.idle,
+			runs:     make(chan [][]E, 1),
+			window:   uint64(o.window),
+			progress: make(chan struct{}, 1),
+			left:     make(chan struct{}),
+		},
+	}
 }
 
 // A phase is how far a consumer has come.
@@ -899,13 +905,7 @@ func StreamProducer[E any](buffer int) Behavior[StreamProducerMsg[E]] {
 	learnStream[E]()
 	return func(self *Actor[StreamProducerMsg[E]]) {
 		self.resize(128) // a consumer says little, but a hundred may ask for the sink at once
-		p := &producer[E]{self: self, sink: &SinkRef[E]{
-			producer: self.address,
-			elements: make(chan E, max(buffer, 0)),
-			ending:   make(chan struct{}),
-			stopped:  make(chan struct{}),
-		}}
-		p.excuse(errors.New("no consumer has subscribed"))
+		p := newProducer(self, buffer)
 		defer p.sink.close(ErrStopped)
 		p.run()
 		self.in.forget(p.watch)
@@ -921,6 +921,17 @@ type producer[E any] struct {
 	watch   *watch           // of the consumer that is served, or was; nil if nobody has been
 	rival   *Subscribe[E]    // of a consumer that waits for the place; nil: none does
 	refusal error            // why nothing is sent any more, to anybody: rule 4; nil: something may be
+}
+
+func newProducer[E any](self *Actor[StreamProducerMsg[E]], buffer int) *producer[E] {
+	p := &producer[E]{self: self, sink: &SinkRef[E]{
+		producer: self.address,
+		elements: make(chan E, max(buffer, 0)),
+		ending:   make(chan struct{}),
+		stopped:  make(chan struct{}),
+	}}
+	p.excuse(errors.New("no consumer has subscribed"))
+	return p
 }
 
 // A backlog is what a producer has taken from its sink and its consumer has not
