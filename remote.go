@@ -190,8 +190,9 @@ func (r *remote) heartbeats(n int) time.Duration {
 // relies on the types that were described there, and means nothing on another.
 type route struct {
 	outbox  *outbox
-	link    *link                        // guarded by remote.mu
-	watches map[watching]map[*watch]bool // those that ask each question; guarded by remote.mu
+	link    *link             // guarded by remote.mu, like what follows
+	watches map[*watch]bool   // on actors of the host
+	asked   map[watching]bool // what they ask, and has been asked since the last heartbeat
 }
 
 // route returns the route to a host. If there is none it makes one, and begins to
@@ -225,7 +226,7 @@ func (r *remote) dials() (n int) {
 
 // newRoute makes the route that a link carries. The caller holds r.mu.
 func (r *remote) newRoute(host string, l *link) *route {
-	way := &route{link: l, outbox: newOutbox(r.system.config.MaxMessage), watches: map[watching]map[*watch]bool{}}
+	way := &route{link: l, outbox: newOutbox(r.system.config.MaxMessage), watches: map[*watch]bool{}, asked: map[watching]bool{}}
 	r.routes[host] = way
 	return way
 }
@@ -250,13 +251,10 @@ func (r *remote) watch(w *watch) error {
 		r.mu.Unlock()
 		return err
 	}
-	first := way.watches[question] == nil
-	if first {
-		way.watches[question] = map[*watch]bool{}
-	}
-	way.watches[question][w] = true
+	asked := way.asked[question]
+	way.watches[w], way.asked[question] = true, true
 	r.mu.Unlock()
-	if first {
+	if !asked {
 		way.outbox.send(&envelope{message: question})
 	}
 	return nil
@@ -264,12 +262,11 @@ func (r *remote) watch(w *watch) error {
 
 func (w *watch) question() watching { return watching{w.target.path(), w.takes} }
 
-// forget leaves the question to the next heartbeat, which drops it if nobody asks.
 func (r *remote) forget(w *watch) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if way := r.routes[w.target.Host]; way != nil {
-		delete(way.watches[w.question()], w)
+		delete(way.watches, w)
 	}
 }
 
@@ -658,8 +655,11 @@ func (l *link) askAgain(to *outbox) {
 	var questions []watching
 	r.mu.Lock()
 	if way := r.routes[l.host]; way != nil && way.link == l {
-		maps.DeleteFunc(way.watches, func(_ watching, watches map[*watch]bool) bool { return len(watches) == 0 })
-		questions = slices.Collect(maps.Keys(way.watches))
+		clear(way.asked)
+		for w := range way.watches {
+			way.asked[w.question()] = true
+		}
+		questions = slices.Collect(maps.Keys(way.asked))
 	}
 	r.mu.Unlock() // an outbox may be busy with a large message, and all others would wait
 	for _, question := range questions {
@@ -890,15 +890,11 @@ func (r *remote) fire(ways []*route, why func(*watch) error) {
 	fired := map[*watch]error{}
 	r.mu.Lock()
 	for _, way := range ways {
-		for question, watches := range way.watches {
-			for w := range watches {
-				if err := why(w); err != nil {
-					fired[w] = err
-					delete(watches, w) // so that it is fired once
-				}
-			}
-			if len(watches) == 0 { // whoever watches now is to be answered at once, too
-				delete(way.watches, question)
+		for w := range way.watches {
+			if err := why(w); err != nil {
+				fired[w] = err
+				delete(way.watches, w)          // so that it is fired once
+				delete(way.asked, w.question()) // so that whoever watches from now on is answered at once, too
 			}
 		}
 	}
