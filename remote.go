@@ -217,7 +217,7 @@ func (r *remote) route(host string) (*route, error) {
 // The caller holds r.mu.
 func (r *remote) dials() (n int) {
 	for host, way := range r.routes {
-		if way.link.host == "" && !slices.Contains(r.system.config.Seeds, host) {
+		if way.link.peer == "" && !slices.Contains(r.system.config.Seeds, host) {
 			n++
 		}
 	}
@@ -473,29 +473,18 @@ func (o *outbox) relearn() {
 
 // ---- A connection.
 
-// A link is one connection, from before it is dialled until it is lost. What it
-// knows of the peer says how far it has come:
-//
-//   - host and peer are empty: there is no connection yet or, if the peer has
-//     dialled, nobody knows who that is. No message has been read from it;
-//   - peer alone is empty: we have dialled host, and our hello is under way. The
-//     peer may have read it, and may be using the connection;
-//   - both are known: the handshake is done, and the link is open.
-//
-// The two fields are guarded by remote.mu. The link's reader alone writes them, and
-// may read them without.
+// A link is one connection, from before it is dialled until it is lost. Its reader
+// alone writes the fields that remote.mu guards, and may read them without.
 type link struct {
 	remote *remote
-	host   string // whose route it is for: what was dialled or, if the peer has dialled, the same as peer
-	peer   string // what the peer calls itself, which may be another name for host
+	peer   string // who may be using the connection: what we have dialled, then what the peer calls itself. Empty: there is no connection yet or, if the peer has dialled, no hello
+	open   bool   // the handshake is done
 }
 
-func (l *link) open() bool { return l.peer != "" }
-
-func (l *link) know(host, peer string) {
+func (l *link) know(peer string, open bool) {
 	l.remote.mu.Lock()
 	defer l.remote.mu.Unlock()
-	l.host, l.peer = host, peer
+	l.peer, l.open = peer, open
 }
 
 // accept owns the listener. Only Close ends it.
@@ -520,7 +509,7 @@ func (l *link) dial(host string) {
 	conn, err := r.system.config.Dial(ctx, host)
 	cancel()
 	if err == nil {
-		l.know(host, "")
+		l.know(host, false)
 		err = l.talk(conn, host)
 	}
 	r.pause() // as long as the route is there, nobody dials the host again
@@ -547,13 +536,14 @@ func (l *link) talk(conn net.Conn, with string) error {
 		r.system.warn("handshake with "+with, "casty: no handshake", "with", with, "reason", plainly(err))
 		return err
 	}
-	l.know(cmp.Or(l.host, theirs.Host), theirs.Host)
+	host := cmp.Or(l.peer, theirs.Host) // whose route the link is for: we may have dialled the peer by another name
+	l.know(theirs.Host, true)
 	defer context.AfterFunc(r.closing, func() { // what is left is sent, but not for ever
 		time.AfterFunc(r.heartbeats(silence), func() { fail(ErrClosed) })
 	})()
-	outbox := l.claim() // before anything is read that may be answered, or the answer might have the peer dialled
+	way := l.claim(host) // before anything is read that may be answered, or the answer might have the peer dialled
 	var writing sync.WaitGroup
-	writing.Go(func() { fail(l.write(ctx, secured, outbox)) })
+	writing.Go(func() { fail(l.write(ctx, secured, host, way)) })
 	fail(l.read(secured, raw))
 	writing.Wait() // or it might claim a route that nobody ends
 	return context.Cause(ctx)
@@ -566,7 +556,7 @@ func (l *link) handshake(conn net.Conn, fail func(error)) (theirs hello, err err
 	r := l.remote
 	defer time.AfterFunc(r.heartbeats(patience), func() { fail(os.ErrDeadlineExceeded) }).Stop()
 	defer context.AfterFunc(r.closing, func() { fail(ErrClosed) })()
-	if l.host == "" { // the peer has dialled; or dial would have set it
+	if l.peer == "" { // the peer has dialled; or dial would have set it
 		theirs, err = r.meet(conn)
 		greeted := r.greet(conn, err) // also to say why not
 		return theirs, cmp.Or(err, greeted)
@@ -630,55 +620,50 @@ func (r *remote) meet(conn net.Conn) (theirs hello, err error) {
 	return theirs, certified(conn.(*tls.Conn).ConnectionState(), theirs.Host)
 }
 
-// claim makes this link the one that carries the route to its host, unless another
-// open link does, and returns the outbox to write from. It is called when the link
-// opens, and with each heartbeat.
-func (l *link) claim() *outbox {
+// claim makes this link the one that carries the route to a host, unless another
+// open link does, and returns what to write from. It is called when the link opens,
+// and with each heartbeat.
+func (l *link) claim(host string) *route {
 	r := l.remote
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	switch way := r.routes[l.host]; {
+	switch way := r.routes[host]; {
 	case way == nil: // we have nothing to say yet, or the link that carried it is lost
-		return r.newRoute(l.host, l).outbox
-	case way.link == l: // ours already
-		return way.outbox
-	case !way.link.open(): // messages have gathered for a link that is still being dialled
+		return r.newRoute(host, l)
+	case way.link != l && way.link.open:
+		return &route{outbox: &outbox{}} // always empty: the link writes heartbeats only, as long as the other lives
+	default: // ours already, or messages have gathered for a link that is still being dialled
 		way.link = l
-		return way.outbox
+		return way
 	}
-	return &outbox{} // always empty: the link writes heartbeats only, as long as the other lives
 }
 
 // askAgain repeats the questions of all watches, once per heartbeat.
-func (l *link) askAgain(to *outbox) {
-	r := l.remote
-	var questions []watching
+func (r *remote) askAgain(way *route) {
 	r.mu.Lock()
-	if way := r.routes[l.host]; way != nil && way.link == l {
-		clear(way.asked)
-		for w := range way.watches {
-			way.asked[w.question()] = true
-		}
-		questions = slices.Collect(maps.Keys(way.asked))
+	clear(way.asked)
+	for w := range way.watches {
+		way.asked[w.question()] = true
 	}
+	questions := slices.Collect(maps.Keys(way.asked))
 	r.mu.Unlock() // an outbox may be busy with a large message, and all others would wait
 	for _, question := range questions {
-		to.send(&envelope{message: question})
+		way.outbox.send(&envelope{message: question})
 	}
 }
 
 // write owns the sending side, until it fails or the peer has hung up.
-func (l *link) write(ctx context.Context, conn net.Conn, from *outbox) error {
+func (l *link) write(ctx context.Context, conn net.Conn, host string, way *route) error {
 	heartbeat := time.NewTicker(l.remote.heartbeats(1))
 	defer heartbeat.Stop()
 	var out bytes.Buffer
 	for {
 		last := "" // a frame without a body, to be written behind the messages
 		select {
-		case <-from.wake: // never, if the outbox is always empty
+		case <-way.outbox.wake: // never, if the outbox is always empty
 		case <-heartbeat.C:
-			from = l.claim()
-			l.askAgain(from)
+			way = l.claim(host)
+			l.remote.askAgain(way)
 			last, out = stillHere, bytes.Buffer{} // the memory that a burst needed is let go
 		case <-l.remote.closing.Done():
 			last = hangUp
@@ -687,7 +672,7 @@ func (l *link) write(ctx context.Context, conn net.Conn, from *outbox) error {
 		if ctx.Err() != nil { // what is not taken can still be counted as lost
 			return ctx.Err()
 		}
-		from.take(&out)
+		way.outbox.take(&out)
 		out.WriteString(last)
 		if _, err := out.WriteTo(conn); err != nil {
 			return err
@@ -868,19 +853,16 @@ func (m undecodable) concerns(w *watch) error {
 }
 
 // reached are the routes whose questions and messages the peer may have answered on
-// this link.
+// this link: the one that it carries, and all others to the same peer. For there are
+// two links if both have dialled, and each process chooses where it writes; and a
+// peer may have another name, localhost:1 for 127.0.0.1:1.
 func (l *link) reached() (ways []*route) {
 	l.remote.mu.Lock()
 	defer l.remote.mu.Unlock()
 	for host, way := range l.remote.routes {
-		switch {
-		case way.link == l: // the one that it carries
-		case host == l.host: // both have dialled, and another link carries the route here; but the peer may have chosen this one
-		case way.link.open() && way.link.peer == l.peer: // another name, localhost:1 for 127.0.0.1:1, of the same peer
-		default:
-			continue
+		if way.link == l || host == l.peer || way.link.open && way.link.peer == l.peer {
+			ways = append(ways, way)
 		}
-		ways = append(ways, way)
 	}
 	return ways
 }
@@ -910,19 +892,19 @@ func (r *remote) fire(ways []*route, why func(*watch) error) {
 func (l *link) end(err error) {
 	r, s := l.remote, l.remote.system
 	err = fmt.Errorf("%w: %w", ErrUnreachable, plainly(err))
-	to, letters := l.host, 0
+	to, letters := l.peer, 0
 	ways := l.reached()
 	r.mu.Lock()
-	for host, way := range r.routes { // one at most; l.host is not known if the dial has failed
-		if way.link == l {
+	for host, way := range r.routes {
+		if way.link == l { // one at most
 			delete(r.routes, host)
-			to, letters = host, way.outbox.discard(err)
+			to, letters = cmp.Or(to, host), way.outbox.discard(err)
 		}
 	}
 	r.mu.Unlock()
 	what := "casty: no connection"
-	if l.open() {
-		what, to = "casty: lost a connection", l.peer
+	if l.open {
+		what = "casty: lost a connection"
 	}
 	s.config.Logger.Debug(what, "to", to, "reason", err)
 	if letters > 0 {
@@ -951,12 +933,12 @@ func (l *link) secure(conn net.Conn) net.Conn {
 	switch {
 	case cfg == nil:
 		return conn
-	case l.host == "": // the peer has dialled
+	case l.peer == "": // the peer has dialled
 		cfg.ClientAuth = tls.RequireAndVerifyClientCert
 		cfg.ClientCAs = cmp.Or(cfg.ClientCAs, cfg.RootCAs)
 		return tls.Server(conn, cfg)
 	case cfg.ServerName == "":
-		cfg.ServerName, _, _ = net.SplitHostPort(l.host)
+		cfg.ServerName, _, _ = net.SplitHostPort(l.peer)
 	}
 	return tls.Client(conn, cfg)
 }
