@@ -383,19 +383,12 @@ func (o *outbox) encode(msg *envelope, largest int) (err error) {
 	if o.enc == nil {
 		o.enc, o.numbers, flags = gob.NewEncoder(&o.out), map[reflect.Type]uint64{}, freshBit
 	}
-	number, value, err := o.numbered(msg.message)
-	if err != nil {
-		return err
-	}
+	number := o.numbers[reflect.TypeOf(msg.message)]    // 0 for the first message of a type
 	head := append(o.out.AvailableBuffer(), 0, 0, 0, 0) // room for the header, which is known last
 	head = append(msg.to.appendPath(head), 0)
-	head = binary.AppendUvarint(head, number)
-	o.out.Write(head)
-	size, err := o.add(value)
+	o.out.Write(binary.AppendUvarint(head, number))
+	size, err := o.add(msg.message, number)
 	length := o.out.Len() - start - 4
-	if number == 0 && err == nil { // a name does not count, so that what fits does not depend on what came before
-		size, err = o.sizeOf(msg.message)
-	}
 	switch {
 	case err != nil:
 		return err
@@ -408,31 +401,22 @@ func (o *outbox) encode(msg *envelope, largest int) (err error) {
 	return nil
 }
 
-// add encodes a value, and returns how many bytes it takes, without its types.
-func (o *outbox) add(value any) (size int, err error) {
+// add encodes a message, and names its type if that has no number yet. The size is
+// without names and types, so that what fits does not depend on what came before.
+func (o *outbox) add(message any, number uint64) (size int, err error) {
 	start := o.out.Len()
-	if err := o.enc.Encode(value); err != nil {
-		return 0, err
+	if number == 0 {
+		t := reflect.TypeOf(message)
+		o.numbers[t] = uint64(len(o.numbers) + 1)
+		if err := cmp.Or(learn(message), o.enc.Encode(named{o.numbers[t], message})); err != nil {
+			return 0, err
+		}
+		start = o.out.Len()
+		defer o.out.Truncate(start) // what follows is only to be measured
 	}
-	_, size, err = measure(o.out.Bytes()[start:])
-	return size, err
-}
-
-// sizeOf encodes a message only to measure it.
-func (o *outbox) sizeOf(message any) (size int, err error) {
-	end := o.out.Len()
-	defer o.out.Truncate(end)
-	return o.add(message)
-}
-
-// numbered returns the number of a message's type, and what is to be encoded.
-func (o *outbox) numbered(message any) (number uint64, value any, err error) {
-	t := reflect.TypeOf(message)
-	if number, known := o.numbers[t]; known || t == nil { // for nil, Encode says that it cannot be sent
-		return number, message, nil
-	}
-	o.numbers[t] = uint64(len(o.numbers) + 1)
-	return 0, named{o.numbers[t], message}, learn(message)
+	err = o.enc.Encode(message)
+	types, _ := measure(o.out.Bytes()[start:])
+	return o.out.Len() - start - types, err
 }
 
 // take swaps what has gathered for an empty buffer.
@@ -591,7 +575,7 @@ func (r *remote) greet(conn net.Conn, refusal error) error {
 func (r *remote) meet(conn net.Conn) (theirs hello, err error) {
 	body, _, err := readFrame(conn, nil, maxHello)
 	if err == nil {
-		_, _, err = measure(body)
+		_, err = measure(body)
 	}
 	if err == nil {
 		err = gob.NewDecoder(bytes.NewReader(body)).Decode(&theirs)
@@ -770,7 +754,7 @@ func (l *link) understand(body []byte, dec *decoder) error {
 	if !ended || length <= 0 || len(body)-len(value) > maxHead {
 		return fmt.Errorf("a frame of %d bytes holds no message", len(body))
 	}
-	types, _, err := measure(value)
+	types, err := measure(value)
 	if err != nil {
 		return err
 	}
@@ -1028,24 +1012,23 @@ func readFrame(in io.Reader, body []byte, limit int) (_ []byte, fresh bool, err 
 }
 
 // measure takes apart what gob has put together: the descriptions of any number of
-// types, and the value. It returns how many bytes the types take, with their lengths,
-// and how many the value, without. Each item stands behind its length, and begins with the number of a type,
-// which is negative if that type is described; gob writes negative numbers as odd
-// ones. What is not whole is not for gob, which would allocate what it claims to hold.
-func measure(message []byte) (types, value int, err error) {
+// types, and the value. It returns how many bytes the types take. Each item stands
+// behind its length, and begins with the number of a type, which is negative if that
+// type is described; gob writes negative numbers as odd ones. What is not whole is not
+// for gob, which would allocate what it claims to hold.
+func measure(message []byte) (types int, err error) {
 	for rest := message; len(rest) > 0; {
 		size, item, whole := cutUint(rest)
 		if !whole || size > uint64(len(item)) {
-			return types, value, errors.New("a message claims more than it holds")
+			return types, errors.New("a message claims more than it holds")
 		}
+		next := item[size:]
 		if number, _, _ := cutUint(item[:size]); number%2 == 1 {
-			types += len(rest) - len(item) + int(size)
-		} else {
-			value += int(size)
+			types += len(rest) - len(next)
 		}
-		rest = item[size:]
+		rest = next
 	}
-	return types, value, nil
+	return types, nil
 }
 
 // cutUint cuts off a number as gob writes it: as one byte, if it is less than 128;
