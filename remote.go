@@ -238,7 +238,7 @@ func (r *remote) send(to Address, msg any) error {
 	if err != nil {
 		return err
 	}
-	return way.outbox.send(&envelope{to, msg})
+	return way.outbox.send(to, msg)
 }
 
 // watch asks at once, unless the same has been asked since the last heartbeat. The
@@ -255,7 +255,7 @@ func (r *remote) watch(w *watch) error {
 	way.watches[w], way.asked[question] = true, true
 	r.mu.Unlock()
 	if !asked {
-		way.outbox.send(&envelope{message: question})
+		way.outbox.send(Address{}, question)
 	}
 	return nil
 }
@@ -271,12 +271,6 @@ func (r *remote) forget(w *watch) {
 }
 
 // ---- What waits for the writer.
-
-// An envelope is a message, and its actor, or without a name the process itself.
-type envelope struct {
-	to      Address
-	message any
-}
 
 // Two kinds of messages wait on other terms than what users send.
 type (
@@ -309,13 +303,13 @@ func newOutbox(limit int) *outbox {
 	return &outbox{wake: make(chan struct{}, 1), limit: limit, aboard: map[Address]bool{}}
 }
 
-// send encodes a message for the writer, unless too much has gathered: the
-// sender is told then, and when to try again. The batch that is being written
-// can be as large again, and is not counted.
-func (o *outbox) send(msg *envelope) error {
+// send encodes a message to an actor or, without a name, to the process itself, unless
+// too much has gathered: the sender is told then, and when to try again. The batch
+// that is being written can be as large again, and is not counted.
+func (o *outbox) send(to Address, msg any) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	full, largest := o.terms(msg)
+	full, largest := o.terms(to, msg)
 	switch {
 	case o.err != nil:
 		return o.err
@@ -325,13 +319,13 @@ func (o *outbox) send(msg *envelope) error {
 		}
 		return roomAhead{fmt.Errorf("%w: its connection has %d bytes waiting", ErrMailboxFull, o.out.Len()), o.room}
 	}
-	if err := o.encode(msg, largest); err != nil {
+	if err := o.encode(to, msg, largest); err != nil {
 		return fmt.Errorf("%w: %w", ErrUnsendable, err)
 	}
-	if _, ok := msg.message.(bulk); ok {
-		o.aboard[msg.to] = true
+	if _, ok := msg.(bulk); ok {
+		o.aboard[to] = true
 	}
-	if _, again := msg.message.(repeated); !again && msg.to.Name != "" {
+	if _, again := msg.(repeated); !again && to.Name != "" {
 		o.letters++
 	}
 	poke(o.wake)
@@ -349,17 +343,17 @@ func (o *outbox) send(msg *envelope) error {
 //
 // It also says how large the message may be. A run that is larger than its share of
 // maxBulk fails, unless it is small or a single element, and its producer halves it.
-func (o *outbox) terms(msg *envelope) (full, largest int) {
+func (o *outbox) terms(to Address, msg any) (full, largest int) {
 	full, largest = maxQueued, o.limit
-	if b, ok := msg.message.(bulk); ok {
+	if b, ok := msg.(bulk); ok {
 		if b.count() > 1 {
 			largest = min(largest, max(maxBulk/(1+len(o.aboard)), minShare))
 		}
-		if o.aboard[msg.to] {
+		if o.aboard[to] {
 			full = maxBulk
 		}
 	}
-	if _, ok := msg.message.(gossip); ok || msg.to.Name == "" {
+	if _, ok := msg.(gossip); ok || to.Name == "" {
 		full = 2 * maxQueued
 	}
 	return full, largest
@@ -368,7 +362,7 @@ func (o *outbox) terms(msg *envelope) (full, largest int) {
 // encode appends a frame to out, or nothing. With a message that fails, the types
 // that it describes are cut off, too, though the encoder counts them as sent. So
 // the next message starts with a new encoder.
-func (o *outbox) encode(msg *envelope, largest int) (err error) {
+func (o *outbox) encode(to Address, msg any, largest int) (err error) {
 	start := o.out.Len()
 	defer func() {
 		if panicked := recover(); panicked != nil { // in somebody's GobEncode
@@ -383,11 +377,11 @@ func (o *outbox) encode(msg *envelope, largest int) (err error) {
 	if o.enc == nil {
 		o.enc, o.numbers, flags = gob.NewEncoder(&o.out), map[reflect.Type]uint64{}, freshBit
 	}
-	number := o.numbers[reflect.TypeOf(msg.message)]    // 0 for the first message of a type
+	number := o.numbers[reflect.TypeOf(msg)]            // 0 for the first message of a type
 	head := append(o.out.AvailableBuffer(), 0, 0, 0, 0) // room for the header, which is known last
-	head = append(msg.to.appendPath(head), 0)
+	head = append(to.appendPath(head), 0)
 	o.out.Write(binary.AppendUvarint(head, number))
-	size, err := o.add(msg.message, number)
+	size, err := o.add(msg, number)
 	length := o.out.Len() - start - 4
 	switch {
 	case err != nil:
@@ -632,7 +626,7 @@ func (r *remote) askAgain(way *route) {
 	questions := slices.Collect(maps.Keys(way.asked))
 	r.mu.Unlock() // an outbox may be busy with a large message, and all others would wait
 	for _, question := range questions {
-		way.outbox.send(&envelope{message: question})
+		way.outbox.send(Address{}, question)
 	}
 }
 
