@@ -110,8 +110,8 @@ const (
 	maxTypes        = 64 << 10 // bytes that describe a message's types; not in MaxMessage, as they depend on what was sent before
 	maxDescribed    = 4 << 20  // bytes that describe types to one decoder, which keeps them
 	maxQueued       = 16 << 20 // bytes that may gather for a host
-	maxBulk         = 1 << 19  // bytes after which a stream waits, see terms; twice as much is no faster
-	minShare        = 64 << 10 // bytes that a run may have in any case, see terms
+	maxBulk         = 1 << 19  // bytes after which a stream waits, see send; twice as much is no faster
+	minShare        = 64 << 10 // bytes that a run may have in any case, see send
 	readAhead       = 4 << 10  // bytes, which each connection has: room for a run of 128 small elements; twice as much is 3% faster at best
 	maxDials        = 128      // under way at once, besides those to seeds: a node can meet a hundred others at once
 	silence         = 3        // heartbeats without a byte, in or out, before a connection is given up
@@ -272,15 +272,8 @@ func (r *remote) forget(w *watch) {
 
 // ---- What waits for the writer.
 
-// Two kinds of messages wait on other terms than what users send.
-type (
-	// bulk is what its sender keeps, and could make smaller: a stream's run of
-	// elements.
-	bulk interface{ count() int }
-	// gossip is what processes say of themselves, in receptionist.go. It counts only
-	// if it comes from the process that it is about.
-	gossip interface{ from() string }
-)
+// A bulk is what its sender keeps, and could make smaller: a stream's run of elements.
+type bulk interface{ count() int }
 
 // An outbox is what gathers for a host. A message is encoded by its sender, who
 // so learns if it cannot be. The link's writer takes all that there is at once:
@@ -309,7 +302,19 @@ func newOutbox(limit int) *outbox {
 func (o *outbox) send(to Address, msg any) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	full, largest := o.terms(to, msg)
+	full, largest := maxQueued, o.limit
+	run, isRun := msg.(bulk)
+	_, again := msg.(repeated)
+	again = again || to.Name == ""
+	switch {
+	case isRun && o.aboard[to]: // so that there is room for the first run of other streams
+		full = maxBulk
+	case again && !isRun: // it is little, and without it nodes would be taken for dead
+		full = 2 * maxQueued
+	}
+	if isRun && run.count() > 1 { // its share of maxBulk: what is larger fails, and its producer halves it
+		largest = min(largest, max(maxBulk/(1+len(o.aboard)), minShare))
+	}
 	switch {
 	case o.err != nil:
 		return o.err
@@ -322,41 +327,14 @@ func (o *outbox) send(to Address, msg any) error {
 	if err := o.encode(to, msg, largest); err != nil {
 		return fmt.Errorf("%w: %w", ErrUnsendable, err)
 	}
-	if _, ok := msg.(bulk); ok {
+	if isRun {
 		o.aboard[to] = true
 	}
-	if _, again := msg.(repeated); !again && to.Name != "" {
+	if !again {
 		o.letters++
 	}
 	poke(o.wake)
 	return nil
-}
-
-// terms says how full the outbox may be for a message to be taken:
-//
-//   - maxBulk for a run of elements, if its consumer has another there already, so
-//     that there is room for the first run of other streams;
-//   - maxQueued for such a first run, and for what users send, which is a dead letter
-//     beyond;
-//   - twice that for what processes say, which is little, and without which their
-//     nodes would be taken for dead.
-//
-// It also says how large the message may be. A run that is larger than its share of
-// maxBulk fails, unless it is small or a single element, and its producer halves it.
-func (o *outbox) terms(to Address, msg any) (full, largest int) {
-	full, largest = maxQueued, o.limit
-	if b, ok := msg.(bulk); ok {
-		if b.count() > 1 {
-			largest = min(largest, max(maxBulk/(1+len(o.aboard)), minShare))
-		}
-		if o.aboard[to] {
-			full = maxBulk
-		}
-	}
-	if _, ok := msg.(gossip); ok || to.Name == "" {
-		full = 2 * maxQueued
-	}
-	return full, largest
 }
 
 // encode appends a frame to out, or nothing. With a message that fails, the types
@@ -780,16 +758,19 @@ func (l *link) receive(path string, msg any) {
 			way.outbox.relearn()
 		}
 		r.fire(ways, m.concerns)
-	case gossip:
-		if m.from() == l.peer {
-			s.deliver(from, to, m) // an error is ignored, since it does no harm to lose gossip
-		}
 	default:
-		if err := s.deliver(from, to, m); err != nil {
-			s.deadLetter(to, m, err)
+		if g, ok := msg.(gossip); ok && g.from() != l.peer {
+			return
+		}
+		if err := s.deliver(from, to, msg); err != nil {
+			s.deadLetter(to, msg, err)
 		}
 	}
 }
+
+// gossip is what processes say of themselves, in receptionist.go. It counts only if it
+// comes from the process that it is about.
+type gossip interface{ from() string }
 
 // reject is about a message that could not be decoded, so that nobody can tell
 // what it was: a dead letter, of which the sender is told. In the log, the answer
