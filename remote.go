@@ -687,13 +687,6 @@ func newDecoder() *decoder {
 	return d
 }
 
-func (d *decoder) actor(path []byte) string {
-	if d.path != string(path) {
-		d.path = string(path)
-	}
-	return d.path
-}
-
 func (d *decoder) decode(number uint64, value []byte) (msg any, err error) {
 	defer func() {
 		if panicked := recover(); panicked != nil { // in somebody's GobDecode
@@ -730,10 +723,14 @@ func (l *link) understand(body []byte, dec *decoder) error {
 	if err != nil {
 		return err
 	}
+	if dec.path != string(path) {
+		dec.path = string(path)
+	}
+	to := l.remote.system.actor(dec.path)
 	if msg, err := dec.decode(number, value); err == nil {
-		l.receive(dec.actor(path), msg)
+		l.receive(to, msg)
 	} else {
-		l.reject(dec.actor(path), err, dec.doubtful)
+		l.reject(to, err, dec.doubtful)
 		dec.doubtful = true
 	}
 	if dec.described += types; dec.described > maxDescribed {
@@ -742,9 +739,9 @@ func (l *link) understand(body []byte, dec *decoder) error {
 	return nil
 }
 
-func (l *link) receive(path string, msg any) {
+func (l *link) receive(to Address, msg any) {
 	r, s := l.remote, l.remote.system
-	from, to := Address{System: s.config.Name, Host: l.peer}, s.actor(path)
+	from := Address{System: s.config.Name, Host: l.peer}
 	switch m := msg.(type) {
 	case watching:
 		if takes := s.takes(s.actor(m.Actor)); takes != m.Takes {
@@ -775,9 +772,8 @@ type gossip interface{ from() string }
 // reject is about a message that could not be decoded, so that nobody can tell
 // what it was: a dead letter, of which the sender is told. In the log, the answer
 // stands for the message.
-func (l *link) reject(path string, err error, doubtful bool) {
-	s := l.remote.system
-	to, answer := s.actor(path), undecodable{path, brief(err), doubtful}
+func (l *link) reject(to Address, err error, doubtful bool) {
+	s, answer := l.remote.system, undecodable{to.path(), brief(err), doubtful}
 	s.deadLetter(to, answer, fmt.Errorf("%w; it takes %s", err, cmp.Or(s.takes(to), "nothing: no such actor")))
 	l.remote.send(Address{Host: l.peer}, answer)
 }
