@@ -31,6 +31,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"maps"
 	"net"
 	"slices"
 	"strings"
@@ -390,7 +391,7 @@ type receptionist struct {
 func (r *receptionist) run() {
 	tick := time.NewTicker(r.self.in.config.Heartbeat)
 	defer tick.Stop()
-	r.announce(r.self.in.config.Seeds)
+	r.announce(r.contacts())
 	for {
 		select {
 		case msg := <-r.self.Mailbox():
@@ -401,9 +402,7 @@ func (r *receptionist) run() {
 			r.expire()
 			r.announce(r.contacts())
 		case <-r.self.Done():
-			for host := range r.others {
-				r.tell(departure{r.self.in.host}, host)
-			}
+			r.tell(departure{r.self.in.host}, slices.Collect(maps.Keys(r.others)))
 			return
 		}
 	}
@@ -427,22 +426,18 @@ func (r *receptionist) ours() (a announcement) {
 
 // announce tells whoever has been heard from, and some besides.
 func (r *receptionist) announce(besides []string) {
-	a := r.ours()
-	for host := range r.others { // without the lock, since nobody else writes it
-		r.tell(a, host)
-	}
-	for _, host := range besides {
-		if _, told := r.others[host]; !told {
-			r.tell(a, host)
-		}
-	}
+	r.tell(r.ours(), slices.AppendSeq(besides, maps.Keys(r.others))) // without the lock, since nobody else writes it
 }
 
-// contacts are the seeds, and the strangers, each of which has one contact less to
-// come. The strangers are in the random order of a map: since only so many can be
-// dialled at once, each has its turn.
-func (r *receptionist) contacts() []string {
-	hosts := slices.Clone(r.self.in.config.Seeds)
+// contacts are the seeds that are not heard from, and the strangers, each of which has
+// one contact less to come. The strangers are in the random order of a map: since only
+// so many can be dialled at once, each has its turn.
+func (r *receptionist) contacts() (hosts []string) {
+	for _, seed := range r.self.in.config.Seeds {
+		if _, heard := r.others[seed]; !heard {
+			hosts = append(hosts, seed)
+		}
+	}
 	for host, left := range r.strangers {
 		hosts = append(hosts, host)
 		if left > 1 {
@@ -454,16 +449,18 @@ func (r *receptionist) contacts() []string {
 	return hosts
 }
 
-// tell tells another receptionist. To lose it does no harm. Only what is larger
-// than MaxMessage never arrives.
-func (r *receptionist) tell(msg receptionistMsg, host string) {
+// tell tells other receptionists. To lose it does no harm. Only what is larger than
+// MaxMessage never arrives.
+func (r *receptionist) tell(msg receptionistMsg, hosts []string) {
 	s := r.self.in
-	if host == s.host {
-		return // a node may be among its own seeds
-	}
-	ref := ActorRef[receptionistMsg]{Address{System: s.config.Name, Host: host, Name: receptionistName}}
-	if err := ref.tell(r.self, msg); errors.Is(err, ErrUnsendable) {
-		s.warn("announce", "casty: announce", "to", host, "reason", err)
+	for _, host := range hosts {
+		if host == s.host {
+			continue // a node may be among its own seeds
+		}
+		ref := ActorRef[receptionistMsg]{Address{System: s.config.Name, Host: host, Name: receptionistName}}
+		if err := ref.tell(r.self, msg); errors.Is(err, ErrUnsendable) {
+			s.warn("announce", "casty: announce", "to", host, "reason", err)
+		}
 	}
 }
 
@@ -495,12 +492,8 @@ func (r *receptionist) hear(a announcement) {
 			greet = append(greet, host)
 		}
 	}
-	if len(greet) == 0 {
-		return
-	}
-	ours := r.ours()
-	for _, host := range greet {
-		r.tell(ours, host)
+	if len(greet) > 0 {
+		r.tell(r.ours(), greet)
 	}
 }
 
