@@ -25,9 +25,8 @@ package casty
 //     has dialled; with that link it is lost. If both sides dial at once, there are
 //     two links. Each process reads both and writes to the one that was done
 //     first; when that one is lost, the other carries what is said from its next
-//     heartbeat on.
-//     So a dial that hangs holds nothing up, and no stranger gets what is said to
-//     a peer whose connection is alive.
+//     heartbeat on. So a dial that hangs holds nothing up, and no stranger gets
+//     what is said to a peer whose connection is alive.
 //   - A watch is a question that is asked once per heartbeat. The process that is
 //     asked does not remember who watches its actors, and answers only if the
 //     answer is no, as often as it is asked.
@@ -78,8 +77,8 @@ package casty
 // peer is connected, what is sent to it still goes to it alone, but what others
 // say in its name is believed. A process that only dials is called by a random
 // id, which cannot be guessed. With TLS, a node's certificate must be valid for the
-// host in the address that it claims. Neither defends against a peer that is let in and means
-// harm: gob is not hardened against hostile input beyond the limits set here.
+// host in the address that it claims. Neither defends against a peer that is let in
+// and means harm: gob is not hardened against hostile input beyond the limits set here.
 
 import (
 	"bufio"
@@ -184,10 +183,9 @@ func (r *remote) heartbeats(n int) time.Duration {
 }
 
 // A route is what this process says to a host. It begins with the first message to
-// the host, for which a link is dialled, or with a link that the host has dialled.
-// While its own link is being dialled, another link may take the route over. Once
-// its link is open, the route ends with it: what is encoded for one connection
-// relies on the types that were described there, and means nothing on another.
+// the host, for which a link is dialled, or with a link that the host has dialled. It
+// ends with the link that carries it: what is encoded for one connection relies on
+// the types that were described there, and means nothing on another.
 type route struct {
 	outbox  *outbox
 	link    *link             // guarded by remote.mu, like what follows
@@ -275,9 +273,9 @@ func (r *remote) forget(w *watch) {
 // A bulk is what its sender keeps, and could make smaller: a stream's run of elements.
 type bulk interface{ count() int }
 
-// An outbox is what gathers for a host. A message is encoded by its sender, who
-// so learns if it cannot be. The link's writer takes all that there is at once:
-// messages are batched while the network is busy, and none waits while it is not.
+// An outbox is what gathers for a host. A message is encoded by its sender, who so
+// learns if it cannot be. Since the writer takes all that there is at once, messages
+// are batched while the network is busy, and none waits while it is not.
 type outbox struct {
 	wake  chan struct{} // tells the writer that there is something to do
 	limit int           // bytes of a message
@@ -433,8 +431,11 @@ func (o *outbox) relearn() {
 // alone writes the fields that remote.mu guards, and may read them without.
 type link struct {
 	remote *remote
-	peer   string // who may be using the connection: what we have dialled, then what the peer calls itself. Empty: there is no connection yet or, if the peer has dialled, no hello
-	open   bool   // the handshake is done
+	// peer is who may be using the connection: what we have dialled, then what the peer
+	// calls itself. While it is empty there is no connection or, if the peer has
+	// dialled, no hello.
+	peer string
+	open bool // the handshake is done
 }
 
 func (l *link) know(peer string, open bool) {
