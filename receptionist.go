@@ -379,7 +379,8 @@ func join(cfg Config, host string, listener net.Listener) *System {
 // ---- The receptionist.
 
 // A receptionist's fields are owned by its actor's goroutine, but for what the
-// directory guards.
+// directory guards. Since nobody else writes others, the receptionist reads them
+// without the lock.
 type receptionist struct {
 	self *Actor[receptionistMsg]
 	*directory
@@ -424,7 +425,7 @@ func (r *receptionist) ours() (a announcement) {
 
 // announce tells whoever has been heard from, and some besides.
 func (r *receptionist) announce(besides []string) {
-	r.tell(r.ours(), slices.AppendSeq(besides, maps.Keys(r.others))) // without the lock, since nobody else writes it
+	r.tell(r.ours(), slices.AppendSeq(besides, maps.Keys(r.others)))
 }
 
 // contacts are the seeds that are not heard from, and the strangers, each of which has
@@ -533,7 +534,7 @@ func (r *receptionist) offers(a announcement) (offers []offer) {
 // unknown says whether a host can be a node, and is neither heard from nor a
 // stranger.
 func (r *receptionist) unknown(host string) bool {
-	_, heard := r.others[host] // without the lock, since nobody else writes it
+	_, heard := r.others[host]
 	_, stranger := r.strangers[host]
 	return !heard && !stranger &&
 		host != r.self.in.host && dialable(host) && checkHost(host) == nil
@@ -565,7 +566,7 @@ func (r *receptionist) tooMany(of string, limit int) {
 // expire makes strangers of the nodes that have been silent for too long. A client
 // is forgotten, since nobody can dial it.
 func (r *receptionist) expire() {
-	for host, p := range r.others { // without the lock, since nobody else writes it
+	for host, p := range r.others {
 		if time.Since(p.heard) < unheard*r.self.in.config.Heartbeat {
 			continue
 		}
