@@ -717,12 +717,15 @@ func (l *link) understand(body []byte, dec *decoder) error {
 	path, rest, ended := bytes.Cut(body, []byte{0})
 	number, length := binary.Uvarint(rest)
 	value := rest[max(length, 0):]
-	if !ended || length <= 0 || len(body)-len(value) > maxHead {
-		return fmt.Errorf("a frame of %d bytes holds no message", len(body))
-	}
 	types, err := measure(value)
-	if err != nil {
+	dec.described += types
+	switch {
+	case !ended || length <= 0 || len(body)-len(value) > maxHead:
+		return fmt.Errorf("a frame of %d bytes holds no message", len(body))
+	case err != nil:
 		return err
+	case dec.described > maxDescribed:
+		return fmt.Errorf("the peer describes types in more than %d bytes", maxDescribed)
 	}
 	if dec.path != string(path) {
 		dec.path = string(path)
@@ -733,9 +736,6 @@ func (l *link) understand(body []byte, dec *decoder) error {
 	} else {
 		l.reject(to, err, dec.doubtful)
 		dec.doubtful = true
-	}
-	if dec.described += types; dec.described > maxDescribed {
-		return fmt.Errorf("the peer describes types in more than %d bytes", maxDescribed)
 	}
 	return nil
 }
