@@ -2581,6 +2581,30 @@ func TestSizeDoesNotDependOnWhatCameBefore(t *testing.T) {
 	}
 }
 
+type (
+	outer     struct{ Inside any }
+	middle    struct{ Inside, Ballast any }
+	innermost struct{ ALongNameThatIsDescribedTogetherWithTheTypeOfItsField0123456789 int }
+)
+
+// Nor does it depend on what is described inside of what is in an interface.
+func TestSizeDoesNotDependOnNestedTypes(t *testing.T) {
+	gob.Register(middle{})
+	gob.Register(innermost{})
+	to := startWith(t, casty.Config{MaxMessage: 10_000})
+	from := startWith(t, casty.Config{MaxMessage: 10_000, Seeds: []string{to.Address()}, Logger: slog.New(slog.DiscardHandler)})
+	waitForMembers(t, from, from, to)
+	ref, heard := played[outer](t, to, "outer")
+	ref.Tell(from, outer{}) // the type has a number from now on
+	receive(t, heard)
+	for range 2 {
+		ref.Tell(from, outer{middle{innermost{1}, make([]byte, 9_850)}})
+		if receive(t, heard); from.DeadLetters() > 0 {
+			t.Fatal("it is too large")
+		}
+	}
+}
+
 // The longest path there is costs no connection.
 func TestLongPath(t *testing.T) {
 	var log syncBuffer
@@ -2738,43 +2762,61 @@ func TestClaimingAnAddressStealsNothing(t *testing.T) {
 	}
 }
 
-// Those who name silent addresses make a node dial a few of them at once, and
-// its seeds all the same.
+// Those who name silent addresses make a node dial a few of them at once, and its
+// seeds all the same, whether the silent ones accept or not.
 func TestDialsAreBounded(t *testing.T) {
-	seed := startNode(t)
-	var dialling, most atomic.Int64
-	var open atomic.Bool
-	node := startWith(t, casty.Config{Seeds: []string{"seed:1"}, Logger: slog.New(slog.DiscardHandler),
-		Dial: func(ctx context.Context, address string) (net.Conn, error) {
-			if address == "seed:1" {
-				if !open.Load() {
-					return nil, errors.New("not yet")
+	for _, accept := range []bool{false, true} {
+		seed := startNode(t)
+		var dialling, most atomic.Int64
+		var open atomic.Bool
+		node := startWith(t, casty.Config{Seeds: []string{"seed:1"}, Logger: slog.New(slog.DiscardHandler),
+			Dial: func(ctx context.Context, address string) (net.Conn, error) {
+				if address == "seed:1" {
+					if !open.Load() {
+						return nil, errors.New("not yet")
+					}
+					return new(net.Dialer).DialContext(ctx, "tcp", seed.Address())
 				}
-				return new(net.Dialer).DialContext(ctx, "tcp", seed.Address())
-			}
-			n := dialling.Add(1)
-			defer dialling.Add(-1)
-			for m := most.Load(); n > m && !most.CompareAndSwap(m, n); m = most.Load() {
-			}
-			<-ctx.Done()
-			return nil, ctx.Err()
-		}})
-	_, producer := newSink(t, node, 1)
-	me, heard := played[toConsumer](t, node, "me")
-	producer.Tell(node, subscribe(me, 0))
-	hear[casty.Subscribed[int]](t, heard)
-	for port := range 2000 {
-		silent := refTo[toConsumer](t, fmt.Sprintf("casty://casty@192.0.2.1:%d/silent", 1+port))
-		producer.Tell(node, subscribe(silent, 0))
-		producer.Tell(node, demand(me, 0, 0)) // so that the other is refused
+				n := dialling.Add(1)
+				done := func() { dialling.Add(-1) }
+				for m := most.Load(); n > m && !most.CompareAndSwap(m, n); m = most.Load() {
+				}
+				if accept {
+					here, there := net.Pipe()
+					go io.Copy(io.Discard, there)
+					return countedConn{here, sync.OnceFunc(done)}, nil
+				}
+				defer done()
+				<-ctx.Done()
+				return nil, ctx.Err()
+			}})
+		_, producer := newSink(t, node, 1)
+		me, heard := played[toConsumer](t, node, "me")
 		producer.Tell(node, subscribe(me, 0))
 		hear[casty.Subscribed[int]](t, heard)
+		for port := range 2000 {
+			silent := refTo[toConsumer](t, fmt.Sprintf("casty://casty@192.0.2.1:%d/silent", 1+port))
+			producer.Tell(node, subscribe(silent, 0))
+			producer.Tell(node, demand(me, 0, 0)) // so that the other is refused
+			producer.Tell(node, subscribe(me, 0))
+			hear[casty.Subscribed[int]](t, heard)
+		}
+		open.Store(true)
+		waitForMembers(t, node, node, seed)
+		if n := most.Load(); n == 0 || n > 500 {
+			t.Errorf("%d were dialled at once; they accept: %v", n, accept)
+		}
 	}
-	open.Store(true)
-	waitForMembers(t, node, node, seed)
-	if n := most.Load(); n == 0 || n > 500 {
-		t.Errorf("%d were dialled at once", n)
-	}
+}
+
+type countedConn struct {
+	net.Conn
+	closed func()
+}
+
+func (c countedConn) Close() error {
+	c.closed()
+	return c.Conn.Close()
 }
 
 // A peer that says that it is there, and does not read, is given up after three
@@ -3088,10 +3130,9 @@ func TestLostAnswerIsGivenAgain(t *testing.T) {
 	const heartbeat = 100 * time.Millisecond
 	type mistaken struct{ Actor, Takes string } // remote.go's
 	for takes, want := range map[string]error{"": casty.ErrStopped, "casty_test.other": casty.ErrWrongType} {
-		node := startWith(t, casty.Config{Heartbeat: heartbeat})
+		node := doublerNode(t, casty.Config{Heartbeat: heartbeat})
 		peer := greet(t, node, hello{Heartbeat: heartbeat})
-		for len(readFrame(t, peer.conn)) > 0 {
-		} // the first heartbeat: it knows us
+		peer.isAnswered() // so the node knows that it is connected
 		ended := refTo[double](t, "casty://casty@a-raw-peer/actor#1").Watch(t.Context(), node)
 		for range 3 {
 			peer.hears("actor#1")
@@ -4214,6 +4255,40 @@ func TestNextConnectionTakesOver(t *testing.T) {
 		n.locked(func() { n.lose(ltr); n.reset(rtl); n.lose(rtl); n.reset(ltr) })
 		time.Sleep(6*time.Second + time.Second/20) // and ask at no time at which a timer fires
 		keepAsking(t, left, ref, 100)
+	})
+}
+
+// A connection may be lost right behind the handshake, and only one end may know. The
+// other carries nothing over it, so both are soon in touch over the next one.
+func TestHalfAHandshake(t *testing.T) {
+	asks := func(t *testing.T, from *casty.System, ref casty.ActorRef[double]) {
+		start := time.Now()
+		if _, err := askDouble(within(t, 10*time.Minute), from, ref, 1); time.Since(start) > time.Minute {
+			t.Errorf("neither a reply nor an error for %v, then %v", time.Since(start), err)
+		}
+	}
+	t.Run("the dialler knows", func(t *testing.T) {
+		simulated(t, func(t *testing.T) {
+			n := newMemNetwork(1)
+			left := n.node(t, "left")
+			n.after(2, func() { n.lose(rtl); n.reset(ltr) }) // the hello of the one that was dialled
+			right := n.node(t, "right", "left:1")
+			time.Sleep(6 * time.Second) // more than four heartbeats after the loss
+			asks(t, right, spawn(t, left, "doubler", doubler))
+		})
+	})
+	t.Run("the one that was dialled knows", func(t *testing.T) {
+		simulated(t, func(t *testing.T) {
+			n := newMemNetwork(1)
+			left := n.node(t, "left")
+			n.after(3, func() { n.lose(ltr); n.reset(rtl) }) // the dialler's first frame
+			right := n.node(t, "right", "left:1")
+			ref := spawn(t, right, "doubler", doubler)
+			time.Sleep(time.Second)
+			asks(t, left, ref) // has right dialled
+			time.Sleep(5 * time.Second)
+			asks(t, left, ref)
+		})
 	})
 }
 

@@ -20,13 +20,14 @@ package casty
 // A connection may lose whatever is written to it, at any time. These rules make
 // that harmless:
 //
-//   - An outbox is for a host. Messages gather in it while there is no connection,
-//     and the first link whose handshake is done carries it from then on, whoever
-//     has dialled; with that link it is lost. If both sides dial at once, there are
-//     two links. Each process reads both and writes to the one that was done
-//     first; when that one is lost, the other carries what is said from its next
-//     heartbeat on. So a dial that hangs holds nothing up, and no stranger gets
-//     what is said to a peer whose connection is alive.
+//   - A link is open once the peer has shown that it has our hello: by its own, if we
+//     have dialled; otherwise by its first frame.
+//   - An outbox is for a host. Messages gather in it until a link to the host is
+//     open, which carries it from then on, whoever has dialled; with that link it is
+//     lost. If both sides dial at once, there are two links. Each process reads both
+//     and writes to the one that was open first; when that one is lost, the other
+//     carries what is said from its next heartbeat on. So a dial that hangs holds
+//     nothing up, and no stranger gets what is said to a peer whose connection is alive.
 //   - A watch is a question that is asked once per heartbeat. The process that is
 //     asked does not remember who watches its actors, and answers only if the
 //     answer is no, as often as it is asked.
@@ -114,7 +115,7 @@ const (
 	readAhead       = 4 << 10  // bytes, which each connection has: room for a run of 128 small elements; twice as much is 3% faster at best
 	maxDials        = 128      // under way at once, besides those to seeds: a node can meet a hundred others at once
 	silence         = 3        // heartbeats without a byte, in or out, before a connection is given up
-	patience        = 10       // heartbeats for the dial, for the handshake, and for the peer's first frame, since its handshake may end later than ours
+	patience        = 10       // heartbeats for the dial, for the handshake, and for the dialler's first frame, since its handshake may end later than ours
 
 	freshBit  = 1 << 31            // in a frame's header: for a new decoder
 	stillHere = "\x00\x00\x00\x00" // the two frames without a body
@@ -211,11 +212,11 @@ func (r *remote) route(host string) (*route, error) {
 	return r.newRoute(host, l), nil
 }
 
-// dials counts the routes whose link has no connection yet, but for those to seeds.
-// The caller holds r.mu.
+// dials counts the routes whose link is not open yet, but for those to seeds. The
+// caller holds r.mu.
 func (r *remote) dials() (n int) {
 	for host, way := range r.routes {
-		if way.link.peer == "" && !slices.Contains(r.system.config.Seeds, host) {
+		if !way.link.open && !slices.Contains(r.system.config.Seeds, host) {
 			n++
 		}
 	}
@@ -357,36 +358,42 @@ func (o *outbox) encode(to Address, msg any, largest int) (err error) {
 	head := append(o.out.AvailableBuffer(), 0, 0, 0, 0) // room for the header, which is known last
 	head = append(to.appendPath(head), 0)
 	o.out.Write(binary.AppendUvarint(head, number))
-	size, err := o.add(msg, number)
+	if err := o.add(msg, number); err != nil {
+		return err
+	}
 	length := o.out.Len() - start - 4
+	size := length
+	if length > largest { // perhaps because of what does not count: what fits must not depend on what came before
+		size, err = o.sizeOf(msg)
+	}
 	switch {
 	case err != nil:
 		return err
 	case size > largest: // if it is a share, the stream sends less, and nobody reads this
 		return fmt.Errorf("its %d bytes are more than MaxMessage, %d", size, o.limit)
-	case length-size > maxTypes:
+	case length > maxTypes+o.limit:
 		return fmt.Errorf("its types take %d bytes to describe, which is more than %d", length-size, maxTypes)
 	}
 	binary.BigEndian.PutUint32(o.out.Bytes()[start:], flags|uint32(length))
 	return nil
 }
 
-// add encodes a message, and names its type if that has no number yet. The size is
-// without names and types, so that what fits does not depend on what came before.
-func (o *outbox) add(message any, number uint64) (size int, err error) {
-	start := o.out.Len()
-	if number == 0 {
-		t := reflect.TypeOf(message)
-		o.numbers[t] = uint64(len(o.numbers) + 1)
-		if err := cmp.Or(learn(message), o.enc.Encode(named{o.numbers[t], message})); err != nil {
-			return 0, err
-		}
-		start = o.out.Len()
-		defer o.out.Truncate(start) // what follows is only to be measured
+// add encodes a message, and names its type if that has no number yet.
+func (o *outbox) add(message any, number uint64) error {
+	if number > 0 || message == nil { // for nil, gob says that it cannot be sent
+		return o.enc.Encode(message)
 	}
+	t := reflect.TypeOf(message)
+	o.numbers[t] = uint64(len(o.numbers) + 1)
+	return cmp.Or(learn(message), o.enc.Encode(named{o.numbers[t], message}))
+}
+
+// sizeOf is how many bytes a message takes whose types have been described.
+func (o *outbox) sizeOf(message any) (size int, err error) {
+	end := o.out.Len()
+	defer o.out.Truncate(end)
 	err = o.enc.Encode(message)
-	types, _ := measure(o.out.Bytes()[start:])
-	return o.out.Len() - start - types, err
+	return o.out.Len() - end, err
 }
 
 // take swaps what has gathered for an empty buffer.
@@ -435,7 +442,7 @@ type link struct {
 	// calls itself. While it is empty there is no connection or, if the peer has
 	// dialled, no hello.
 	peer string
-	open bool // the handshake is done
+	open bool // the peer has shown that it has our hello
 }
 
 func (l *link) know(peer string, open bool) {
@@ -493,15 +500,25 @@ func (l *link) talk(conn net.Conn, with string) error {
 		r.system.warn("handshake with "+with, "casty: no handshake", "with", with, "reason", plainly(err))
 		return err
 	}
-	host := cmp.Or(l.peer, theirs.Host) // whose route the link is for: we may have dialled the peer by another name
-	l.know(theirs.Host, true)
+	dialled := l.peer                    // by us; empty, if the peer has dialled
+	host := cmp.Or(dialled, theirs.Host) // whose route the link is for: we may have dialled the peer by another name
+	l.know(theirs.Host, false)
+	opened := make(chan struct{}, 1)
+	open := func() {
+		raw.reads = r.heartbeats(silence)
+		l.know(theirs.Host, true)
+		l.claim(host) // before anything is read that may be answered, or the answer might have the peer dialled
+		poke(opened)
+	}
+	if dialled != "" { // the peer has answered our hello
+		open()
+	}
 	defer context.AfterFunc(r.closing, func() { // what is left is sent, but not for ever
 		time.AfterFunc(r.heartbeats(silence), func() { fail(ErrClosed) })
 	})()
-	way := l.claim(host) // before anything is read that may be answered, or the answer might have the peer dialled
 	var writing sync.WaitGroup
-	writing.Go(func() { fail(l.write(ctx, secured, host, way)) })
-	fail(l.read(secured, raw))
+	writing.Go(func() { fail(l.write(ctx, secured, host, opened)) })
+	fail(l.read(secured, open))
 	writing.Wait() // or it might claim a route that nobody ends
 	return context.Cause(ctx)
 }
@@ -585,10 +602,10 @@ func (l *link) claim(host string) *route {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	switch way := r.routes[host]; {
+	case !l.open, way != nil && way.link != l && way.link.open:
+		return &route{outbox: &outbox{}} // always empty: the link writes heartbeats only
 	case way == nil: // we have nothing to say yet, or the link that carried it is lost
 		return r.newRoute(host, l)
-	case way.link != l && way.link.open:
-		return &route{outbox: &outbox{}} // always empty: the link writes heartbeats only, as long as the other lives
 	default: // ours already, or messages have gathered for a link that is still being dialled
 		way.link = l
 		return way
@@ -610,7 +627,8 @@ func (r *remote) askAgain(way *route) {
 }
 
 // write owns the sending side, until it fails or the peer has hung up.
-func (l *link) write(ctx context.Context, conn net.Conn, host string, way *route) error {
+func (l *link) write(ctx context.Context, conn net.Conn, host string, opened <-chan struct{}) error {
+	way := l.claim(host)
 	heartbeat := time.NewTicker(l.remote.heartbeats(1))
 	defer heartbeat.Stop()
 	var out bytes.Buffer
@@ -618,6 +636,8 @@ func (l *link) write(ctx context.Context, conn net.Conn, host string, way *route
 		last := "" // a frame without a body, to be written behind the messages
 		select {
 		case <-way.outbox.wake: // never, if the outbox is always empty
+		case <-opened:
+			way = l.claim(host)
 		case <-heartbeat.C:
 			way = l.claim(host)
 			l.remote.askAgain(way)
@@ -642,17 +662,19 @@ func (l *link) write(ctx context.Context, conn net.Conn, host string, way *route
 }
 
 // read owns the receiving side, and never waits for an actor.
-func (l *link) read(conn net.Conn, raw *steady) error {
-	r := l.remote
+func (l *link) read(conn net.Conn, open func()) error {
+	limit := maxTypes + l.remote.system.config.MaxMessage
 	in := bufio.NewReaderSize(conn, readAhead)
 	dec := newDecoder()
 	var body []byte
 	for {
-		next, fresh, err := readFrame(in, body, maxTypes+r.system.config.MaxMessage)
+		next, fresh, err := readFrame(in, body, limit)
 		if err != nil {
 			return err
 		}
-		raw.reads = r.heartbeats(silence) // the peer has our hello, and is there
+		if !l.open { // the peer has dialled, and has our hello
+			open()
+		}
 		if fresh {
 			dec = newDecoder()
 		}
