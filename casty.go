@@ -212,13 +212,11 @@ func spawn[M any](s *System, name string, mailbox int, b Behavior[M]) (ActorRef[
 
 // live is the whole life of an actor.
 func live[M any](self *Actor[M], b Behavior[M]) {
-	s := self.in
 	reason := ErrStopped
-	defer s.running.Done() // after the rest, since Close waits for it
 	defer func() {
 		if panicked := recover(); panicked != nil {
 			reason = fmt.Errorf("%w: it panicked: %v", ErrStopped, panicked)
-			s.config.Logger.Error("casty: an actor panicked", "actor", self.address,
+			self.in.config.Logger.Error("casty: an actor panicked", "actor", self.address,
 				"panic", panicked, "stack", string(debug.Stack()))
 		}
 		self.bury(reason)
@@ -238,16 +236,24 @@ func (self *Actor[M]) resize(messages int) {
 	self.mailbox = resized
 }
 
-// bury removes an actor. What is left in its mailbox are dead letters.
+// bury removes an actor, and tells those who watch it why. What is left in its
+// mailbox are dead letters.
 func (self *Actor[M]) bury(reason error) {
-	self.in.remove(self.cell, reason)
-	for len(self.mailbox) > 0 { // post adds none any more; what a watch may still add is of no use
-		self.in.deadLetter(self.address, <-self.mailbox, reason)
+	s := self.in
+	self.stop()
+	s.mu.Lock()
+	delete(s.actors, self.address.Name) // from now on nobody else finds its watches
+	s.mu.Unlock()
+	for w := range self.watches {
+		w.fire(reason)
 	}
+	for len(self.mailbox) > 0 { // post adds none any more; what a watch may still add is of no use
+		s.deadLetter(self.address, <-self.mailbox, reason)
+	}
+	s.running.Done() // after the rest, since Close waits for it
 }
 
-// newActor makes an actor that others can reach. The caller owes it a bury, and
-// then a Done of running.
+// newActor makes an actor that others can reach. The caller owes it a bury.
 func newActor[M any](s *System, name string, mailbox int) (*Actor[M], error) {
 	var zero M
 	if err := learn(zero); err != nil {
@@ -420,7 +426,6 @@ func Ask[M, R any](ctx context.Context, from Place, to ActorRef[M], ask func(rep
 	if err != nil {
 		return reply, err
 	}
-	defer s.running.Done()
 	defer self.bury(ErrStopped)
 	ended := make(chan error, 1)
 	s.watchUntil(ctx, &watch{target: to.address, takes: typeName[M](), asks: true, fire: func(err error) { ended <- err }})
@@ -577,19 +582,6 @@ func mismatch(takes, wanted string) error {
 	return fmt.Errorf("%w: it takes %s, not %s", ErrWrongType, takes, wanted)
 }
 
-// remove ends an actor's being reachable and tells those who watch it why.
-func (s *System) remove(c *cell, reason error) {
-	c.stop()
-	s.mu.Lock()
-	delete(s.actors, c.address.Name)
-	watches := c.watches
-	c.watches = nil
-	s.mu.Unlock()
-	for w := range watches {
-		w.fire(reason)
-	}
-}
-
 // local says whether an address is one of this process.
 func (s *System) local(a Address) bool { return a.Host == s.host && a.System == s.config.Name }
 
@@ -626,7 +618,7 @@ func (s *System) deliver(from, to Address, msg any) error {
 	return err
 }
 
-// post holds the lock, which senders share, to keep remove out. So either the message
+// post holds the lock, which senders share, to keep bury out. So either the message
 // is in the mailbox before the actor is removed, and bury finds it there, or there
 // is no such actor any more.
 func (s *System) post(to Address, msg any) error {
