@@ -633,7 +633,8 @@ func (s *System) post(to Address, msg any) error {
 
 // A watch counts on an actor to be there, and to take messages of a type. Whoever
 // calls fire has first taken the watch from where it was kept, so that it is called
-// once at most. No lock is held then, and fire must not block.
+// once at most until the watch is kept again. No lock is held then, and fire must not
+// block.
 type watch struct {
 	target Address
 	takes  string

@@ -228,14 +228,13 @@ var (
 // keeps for a consumer that acknowledges nothing, however much that demands.
 const maxWindow = 1 << 16
 
-// watchPeer watches the other end of a stream, in place of an old watch, which may
-// have fired. Each end calls it once per heartbeat.
-func watchPeer[E, M, P any](self *Actor[M], peer ActorRef[P], old *watch) *watch {
+// watchPeer watches the other end of a stream. The watch may fire, so each end
+// keeps it again once per heartbeat.
+func watchPeer[E, M, P any](self *Actor[M], peer ActorRef[P]) *watch {
 	w := &watch{target: peer.address, takes: typeName[P](), fire: func(err error) {
 		self.accept(peerLost[E]{peer.address, err})
 	}}
 	self.in.watch(w)
-	self.in.forget(old)
 	return w
 }
 
@@ -561,7 +560,7 @@ func (c *consumer[E]) receive(msg StreamConsumerMsg[E]) {
 func (c *consumer[E]) start() {
 	if c.phase == unsubscribed {
 		c.phase = subscribing
-		c.watch = watchPeer[E](c.self, c.source.producer, nil)
+		c.watch = watchPeer[E](c.self, c.source.producer)
 		c.subscribe()
 	}
 }
@@ -721,7 +720,7 @@ func (c *consumer[E]) onTick() {
 		c.quit(fmt.Errorf("%w (no answer for %v)", cmp.Or(c.lost, ErrUnreachable), c.peerTimeout))
 		return
 	}
-	c.watch = watchPeer[E](c.self, c.source.producer, c.watch)
+	c.self.in.watch(c.watch)
 	switch {
 	case c.lastWord != nil && c.phase == subscribed:
 		c.tell(c.lastWord)
@@ -1219,7 +1218,8 @@ func (p *producer[E]) admit() {
 	p.backlog.drop(p.served.acked)
 	p.rival = nil
 	p.sink.excuse.Store(nil)
-	p.watch = watchPeer[E](p.self, p.served.consumer, p.watch)
+	p.self.in.forget(p.watch)
+	p.watch = watchPeer[E](p.self, p.served.consumer)
 }
 
 // onLost is about the served consumer. If it is unreachable it may come back; if
@@ -1249,7 +1249,7 @@ func (p *producer[E]) excuse(why error) { p.sink.excuse.Store(&why) }
 // onTick renews the watch, and looks whether a rival has waited long enough.
 func (p *producer[E]) onTick() {
 	if p.served != nil {
-		p.watch = watchPeer[E](p.self, p.served.consumer, p.watch)
+		p.self.in.watch(p.watch)
 	}
 	p.admit()
 }
