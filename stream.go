@@ -307,8 +307,8 @@ type SourceRef[E any] struct {
 	consumed atomic.Uint64 // the position up to which the loop has come
 	window   uint64        // how many elements the consumer has room for
 	progress chan struct{} // poked each time that the loop has consumed half a window
-	leaving  sync.Once
 	left     chan struct{} // closed when the user wants no more
+	leave    func()        // closes left, at the first call only
 }
 
 // GetSource returns a consumer's source, always the same; the consumer
@@ -357,7 +357,7 @@ func (s *SourceRef[E]) All(ctx context.Context) iter.Seq2[E, error] {
 				over = true
 				if err != nil {
 					var none E
-					yield(none, err)
+					yield(none, s.failed(err))
 				}
 				return
 			}
@@ -387,29 +387,22 @@ func (s *SourceRef[E]) next(ctx context.Context) ([][]E, error) {
 	}
 	switch { // since the select would pick any case that is ready
 	case closed(s.left):
-		return nil, s.failed(ErrCancelled)
-	case ctx.Err() != nil:
-		return nil, s.abandon(context.Cause(ctx))
-	}
-	select {
-	case runs, open := <-s.runs:
-		if !open {
-			return nil, s.err
+		return nil, ErrCancelled
+	case ctx.Err() == nil:
+		select {
+		case runs, open := <-s.runs:
+			if !open {
+				return nil, s.err
+			}
+			return runs, nil
+		case <-idle:
+			s.leave()
+			return nil, ErrIdle
+		case <-ctx.Done():
 		}
-		return runs, nil
-	case <-idle:
-		return nil, s.abandon(ErrIdle)
-	case <-ctx.Done():
-		return nil, s.abandon(context.Cause(ctx))
 	}
-}
-
-// leave tells the consumer that the user wants no more.
-func (s *SourceRef[E]) leave() { s.leaving.Do(func() { close(s.left) }) }
-
-func (s *SourceRef[E]) abandon(why error) error {
 	s.leave()
-	return s.failed(why)
+	return nil, context.Cause(ctx)
 }
 
 // add is for the consumer, which never waits for the loop: what the loop has not
@@ -426,9 +419,7 @@ func (s *SourceRef[E]) add(run []E) {
 // close is for the consumer. The first reason counts.
 func (s *SourceRef[E]) close(err error) {
 	s.closing.Do(func() {
-		if err != nil {
-			s.err = s.failed(err)
-		}
+		s.err = err
 		close(s.runs)
 	})
 }
@@ -436,6 +427,7 @@ func (s *SourceRef[E]) close(err error) {
 // String is what a log of messages shows: nothing that other goroutines change.
 func (s *SourceRef[E]) String() string { return "source of " + s.producer.String() }
 
+// failed is not a part of All, because a loop that waits would need twice the stack.
 func (s *SourceRef[E]) failed(err error) error {
 	return fmt.Errorf("casty: stream from %v: %w", s.producer, err)
 }
@@ -482,6 +474,7 @@ type consumer[E any] struct {
 func newConsumer[E any](self *Actor[StreamConsumerMsg[E]], producer ActorRef[StreamProducerMsg[E]], o streamOptions) *consumer[E] {
 	heartbeat := self.in.config.Heartbeat
 	peerTimeout := max(o.peerTimeout, 5*heartbeat)
+	left := make(chan struct{})
 	return &consumer[E]{
 		self:        self,
 		peerTimeout: peerTimeout,
@@ -492,7 +485,8 @@ func newConsumer[E any](self *Actor[StreamConsumerMsg[E]], producer ActorRef[Str
 			runs:     make(chan [][]E, 1),
 			window:   uint64(o.window),
 			progress: make(chan struct{}, 1),
-			left:     make(chan struct{}),
+			left:     left,
+			leave:    sync.OnceFunc(func() { close(left) }),
 		},
 	}
 }
