@@ -791,7 +791,7 @@ func (s *SinkRef[E]) Put(ctx context.Context, element E) error {
 	s.putting.RLock()
 	defer s.putting.RUnlock()
 	if err := s.over(ctx); err != nil {
-		return s.failed("put to", err)
+		return s.failed(err)
 	}
 	select { // quicker than the select over four
 	case s.elements <- element:
@@ -805,7 +805,12 @@ func (s *SinkRef[E]) Put(ctx context.Context, element E) error {
 	case <-s.ending:
 	case <-ctx.Done():
 	}
-	return s.failed("put to", s.over(ctx))
+	return s.failed(s.over(ctx))
+}
+
+// failed is for Put, which is too busy to defer doing.
+func (s *SinkRef[E]) failed(err error) error {
+	return fmt.Errorf("casty: put to %v: %w", s.producer, err)
 }
 
 // over says why nothing can be put, if so.
@@ -827,38 +832,35 @@ func (s *SinkRef[E]) over(ctx context.Context) error {
 // with the errors of Put. Acknowledged means that the consumer's process holds
 // it, not that the loop over the source has seen it. Calling Complete again
 // waits again.
-func (s *SinkRef[E]) Complete(ctx context.Context) error {
-	return s.finish(ctx, "complete", nil)
+func (s *SinkRef[E]) Complete(ctx context.Context) (err error) {
+	defer doing(&err, "complete %v", s.producer)
+	return s.finish(ctx, nil)
 }
 
 // Fail is Complete with a cause. The loop over the source ends with an error that
 // has the text of the cause, up to 1 KiB of it; [errors.Is] and [errors.As] do not
 // find the cause itself there.
-func (s *SinkRef[E]) Fail(ctx context.Context, cause error) error {
-	return s.finish(ctx, "fail", cmp.Or(cause, errors.New("failed")))
+func (s *SinkRef[E]) Fail(ctx context.Context, cause error) (err error) {
+	defer doing(&err, "fail %v", s.producer)
+	return s.finish(ctx, fmt.Errorf("%w", cmp.Or(cause, errors.New("failed")))) // wrapped, so that no two are equal
 }
 
-func (s *SinkRef[E]) finish(ctx context.Context, doing string, cause error) error {
-	first := false
+func (s *SinkRef[E]) finish(ctx context.Context, cause error) error {
 	s.ends.Do(func() {
-		first = true
 		s.cause = cause
 		close(s.ending)
 	})
-	if !first && (cause != nil || s.cause != nil) { // a second call is an error, unless both are Complete
-		return s.failed(doing, ErrCompleted)
+	if s.cause != cause { // a second call is an error, unless both are Complete
+		return ErrCompleted
 	}
 	select {
 	case <-s.stopped:
 	case <-ctx.Done():
+		if !closed(s.stopped) {
+			return s.late(ctx)
+		}
 	}
-	switch {
-	case !closed(s.stopped):
-		return s.failed(doing, s.late(ctx))
-	case s.err != nil:
-		return s.failed(doing, s.err)
-	}
-	return nil
+	return s.err
 }
 
 // close is for the producer. The first reason counts.
@@ -879,10 +881,6 @@ func (s *SinkRef[E]) late(ctx context.Context) error {
 
 // String is what a log of messages shows: nothing that other goroutines change.
 func (s *SinkRef[E]) String() string { return "sink of " + s.producer.String() }
-
-func (s *SinkRef[E]) failed(doing string, err error) error {
-	return fmt.Errorf("casty: %s %v: %w", doing, s.producer, err)
-}
 
 // StreamProducer is the behaviour of a stream's sending end. It takes what is
 // put into its sink, which has room for buffer elements that nobody has
