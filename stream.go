@@ -943,8 +943,6 @@ func (b *backlog[E]) has(position uint64) bool {
 	return position <= b.end() || b.last != nil && position == b.end()+1
 }
 
-func (b *backlog[E]) from(position uint64) []E { return b.elements[position-b.base:] }
-
 // drop forgets what is before a position. If that is a quarter of the elements or
 // more, the rest, which is three times as many at most, is moved down, so that the
 // array is used again: without that, a stream is a tenth to a quarter slower. If it
@@ -1011,7 +1009,7 @@ func (s *subscription[E]) note(m StreamDemand[E]) {
 // says why not all of that.
 func (s *subscription[E]) send(b *backlog[E]) error {
 	for s.cursor < min(b.end(), s.demand) {
-		if err := s.sendRun(b.from(s.cursor)); err != nil {
+		if err := s.sendRun(b.elements[s.cursor-b.base:]); err != nil {
 			return err
 		}
 	}
@@ -1205,13 +1203,12 @@ func (p *producer[E]) admit() {
 	if p.rival == nil || !free || p.refusal != nil {
 		return
 	}
-	p.served = &subscription[E]{self: p.self, consumer: p.rival.Consumer, acked: p.backlog.base, length: maxRun}
-	p.served.resume(p.rival.From)
-	p.backlog.drop(p.served.acked)
+	m := *p.rival
 	p.rival = nil
-	p.sink.excuse.Store(nil)
+	p.served = &subscription[E]{self: p.self, consumer: m.Consumer, acked: p.backlog.base, length: maxRun}
+	p.onSubscribe(m) // now it is from the served consumer
 	p.self.in.forget(p.watch)
-	p.watch = watchPeer[E](p.self, p.served.consumer)
+	p.watch = watchPeer[E](p.self, m.Consumer)
 }
 
 // onLost is about the served consumer. If it is unreachable it may come back; if
