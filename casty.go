@@ -784,9 +784,7 @@ type Address struct {
 }
 
 // String is the address as people know it, without the incarnation.
-func (a Address) String() string {
-	return "casty://" + a.System + "@" + a.Host + "/" + a.Name
-}
+func (a Address) String() string { a.Incarnation = ""; return a.URI() }
 
 // URI is the whole address, as it crosses the wire: String, and "#" with the
 // incarnation if there is one.
@@ -814,11 +812,8 @@ func ParseAddress(uri string) (a Address, err error) {
 	if !scheme || !at || !slash {
 		return a, errors.New("not of the form casty://system@host:port/name")
 	}
-	err = cmp.Or(checkName("system", system), checkHost(host), checkName("actor", name))
-	if err == nil && incarnation != "" {
-		err = checkName("incarnation", incarnation)
-	}
-	if err != nil {
+	if err := cmp.Or(checkName("system", system), checkHost(host), checkName("actor", name),
+		checkName("incarnation", cmp.Or(incarnation, "any"))); err != nil {
 		return a, err
 	}
 	return Address{system, host, name, incarnation}, nil
