@@ -418,8 +418,6 @@ func Ask[M, R any](ctx context.Context, from Place, to ActorRef[M], ask func(rep
 	if ctx.Err() != nil {
 		return reply, context.Cause(ctx)
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
 	s := from.system()
 	// The reply is sent to an actor that has no behaviour: Ask reads its mailbox.
 	self, err := newActor[R](s, "ask-"+rand.Text(), 1)
@@ -428,7 +426,7 @@ func Ask[M, R any](ctx context.Context, from Place, to ActorRef[M], ask func(rep
 	}
 	defer self.bury(ErrStopped)
 	ended := make(chan error, 1)
-	s.watchUntil(ctx, &watch{target: to.address, takes: typeName[M](), asks: true, fire: func(err error) { ended <- err }})
+	s.watchUntil(self.ctx, &watch{target: to.address, takes: typeName[M](), asks: true, fire: func(err error) { ended <- err }})
 	if err := to.tell(from, ask(self.Ref())); err != nil {
 		return reply, err
 	}
@@ -438,7 +436,7 @@ func Ask[M, R any](ctx context.Context, from Place, to ActorRef[M], ask func(rep
 	case err = <-ended:
 	case <-ctx.Done():
 		err = context.Cause(ctx)
-	case <-s.ctx.Done():
+	case <-self.Done():
 		err = ErrClosed
 	}
 	if len(self.mailbox) > 0 { // the answer came first
