@@ -227,7 +227,7 @@ func live[M any](self *Actor[M], b Behavior[M]) {
 // resize gives an actor another mailbox, before its behaviour has read from it. A
 // stream knows how many messages it can have waiting, and Spawn does not.
 func (self *Actor[M]) resize(messages int) {
-	self.in.mu.Lock() // whoever adds a message holds it for reading, see post
+	self.in.mu.Lock() // whoever adds a message holds it for reading, see deliver
 	defer self.in.mu.Unlock()
 	resized := make(chan M, max(messages, len(self.mailbox)))
 	for len(self.mailbox) > 0 {
@@ -247,7 +247,7 @@ func (self *Actor[M]) bury(reason error) {
 	for w := range self.watches {
 		w.fire(reason)
 	}
-	for len(self.mailbox) > 0 { // post adds none any more; what a watch may still add is of no use
+	for len(self.mailbox) > 0 { // deliver adds none any more; what a watch may still add is of no use
 		s.deadLetter(self.address, <-self.mailbox, reason)
 	}
 	s.running.Done() // after the rest, since Close waits for it
@@ -607,26 +607,20 @@ func (s *System) send(from, to Address, msg any) error {
 	return s.network.send(to, msg)
 }
 
-// deliver puts a message into a mailbox of this process.
+// deliver puts a message into a mailbox of this process. It holds the lock, which
+// senders share, to keep bury out. So either the message is in the mailbox before the
+// actor is removed, and bury finds it there, or there is no such actor any more.
 func (s *System) deliver(from, to Address, msg any) error {
-	err := s.post(to, msg)
+	s.mu.RLock()
+	c, err := s.find(to)
+	if err == nil {
+		err = c.accept(msg)
+	}
+	s.mu.RUnlock()
 	if err == nil {
 		s.trace("casty: delivered", from, to, msg)
 	}
 	return err
-}
-
-// post holds the lock, which senders share, to keep bury out. So either the message
-// is in the mailbox before the actor is removed, and bury finds it there, or there
-// is no such actor any more.
-func (s *System) post(to Address, msg any) error {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	c, err := s.find(to)
-	if err != nil {
-		return err
-	}
-	return c.accept(msg)
 }
 
 // A watch counts on an actor to be there, and to take messages of a type. Whoever
