@@ -1122,10 +1122,8 @@ func (p *producer[E]) send() (room <-chan struct{}) {
 		err = p.served.send(&p.backlog)
 	}
 	var full roomAhead
-	if errors.As(err, &full) {
-		return full.room
-	}
-	return nil // what could not be told for other reasons is told after the next message or tick
+	errors.As(err, &full)
+	return full.room // nil, if there is another reason: then the next message or tick has it told
 }
 
 func (p *producer[E]) receive(msg StreamProducerMsg[E]) {
