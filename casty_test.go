@@ -3159,18 +3159,6 @@ func TestWatchByAnotherName(t *testing.T) {
 	}
 }
 
-// A client has no address, so its producer's ref is told to an actor on a
-// node, where it is consumed.
-func TestClientStreamsBack(t *testing.T) {
-	node := startNode(t)
-	client := connect(t, node)
-	monitor, told := played[casty.ActorRef[toProducer]](t, node, "monitor")
-	sink, producer := newSink(t, client, 16)
-	monitor.Tell(client, producer)
-	puts := putAll(t, sink, 100)
-	puts.allArrived(t, consume(t, node, receive(t, told)))
-}
-
 // When everything has been said, everybody leaves, and nobody complains. What
 // has just been told arrives.
 func TestCleanExitIsQuiet(t *testing.T) {
