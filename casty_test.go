@@ -2418,6 +2418,9 @@ func TestBadInputCostsLittle(t *testing.T) {
 	}{
 		{"an unknown actor", func(p *rawPeer) { p.tell("nobody", double{}) }, "no such actor", false},
 		{"an earlier actor of the name", func(p *rawPeer) { p.tell("doubler#earlier", double{}) }, "no such actor", false},
+		{"the longest path there is", func(p *rawPeer) {
+			p.tell(strings.Repeat("n", 255)+"#"+strings.Repeat("i", 255), double{})
+		}, "no such actor", false},
 		{"a type that does not fit the actor", func(p *rawPeer) { p.tell("doubler", unknown{}) },
 			"wrong type: it takes casty_test.double, not casty_test.unknown", false},
 		{"no message", func(p *rawPeer) { p.tell("doubler", nil) }, "wrong type: it takes casty_test.double, not <nil>", false},
@@ -2593,23 +2596,6 @@ func TestSizeDoesNotDependOnNestedTypes(t *testing.T) {
 		if receive(t, heard); from.DeadLetters() > 0 {
 			t.Fatal("it is too large")
 		}
-	}
-}
-
-// The longest path there is costs no connection.
-func TestLongPath(t *testing.T) {
-	var log syncBuffer
-	to := doublerNode(t, casty.Config{Logger: log.logger(slog.LevelDebug)})
-	from := startNode(t, to.Address())
-	waitForMembers(t, from, from, to)
-	long := "casty://casty@" + to.Address() + "/" + strings.Repeat("n", 255) + "#" + strings.Repeat("i", 255)
-	refTo[int](t, long).Tell(from, 1)
-	wantDouble(t.Context(), t, from, refTo[double](t, "casty://casty@"+to.Address()+"/doubler"), 1)
-	if n := to.DeadLetters(); n != 1 {
-		t.Error(n, "dead letters:", log.String())
-	}
-	if lines := log.lines("lost a connection"); len(lines) > 0 {
-		t.Error(lines)
 	}
 }
 
