@@ -22,18 +22,18 @@ package casty_test
 //	  the producer stops or panics                     TestProducerStopsBeforeCompletion, TestProducerIsReplacedByAnother
 //	  the connection drops, and comes back             TestConnectionIsCutAnywhere, TestSilenceAnywhereEndsTheConnection
 //	  the producer stays away longer than PeerTimeout  TestPeerStaysAwayTooLong, TestTimelineOfALostPeer
-//	  the consumer stays away, or dies                 TestPeerStaysAwayTooLong, TestNextConsumerContinues
+//	  the consumer stays away, or dies                 TestPeerStaysAwayTooLong, TestOneConsumerAtATime
 //	  a consumer comes back, and another has had what it needs  TestPlaceThatWasTakenIsLost
 //	  no element for IdleTimeout                       TestQuietProducer
-//	  a second consumer                                TestSecondConsumerIsRefused, TestRivalWaits, TestConsumerComesBackToARival
-//	  the consumer is for another type of elements     TestSecondConsumerIsRefused, TestNextConsumerContinues
+//	  a second consumer                                TestOneConsumerAtATime, TestRivalWaits, TestConsumerComesBackToARival
+//	  the consumer is for another type of elements     TestOneConsumerAtATime
 //	  an element is too large, or cannot be encoded    TestElementThatCannotTravel
 //	  the consumer's process cannot decode an element  TestElementThatCannotTravel
 //
 //	The rules of stream.go: all in TestProducerSaysWhatTheModelSays, TestConsumerSaysWhatTheModelSays
-//	  rule 1   keeps, and never exceeds the demand     TestLateWordsDoNoHarm, TestNextConsumerContinues
+//	  rule 1   keeps, and never exceeds the demand     TestLateWordsDoNoHarm, TestOneConsumerAtATime
 //	  rule 2   serves one consumer                     TestLateWordsDoNoHarm, TestRivalWaits
-//	  rule 3   another waits                           TestRivalWaits, TestSecondConsumerIsRefused, TestConsumerComesBackToARival
+//	  rule 3   another waits                           TestRivalWaits, TestOneConsumerAtATime, TestConsumerComesBackToARival
 //	  rule 4   stops                                   TestStream, TestLeavingTheLoopCancels
 //	  rule 5   subscribes when asked                   TestPutBlocksUntilThereIsDemand, TestHostileProducer
 //	  rule 6   takes exactly the next position         TestHostileProducer, FuzzConsumer
@@ -53,7 +53,7 @@ package casty_test
 //	  1.8, 3.12     cancel is heard                    TestLeavingTheLoopCancels, TestLastWordOnALostConnection
 //	  1.9           Subscribed comes first             TestRivalWaits, TestHostileProducer
 //	  1.10, 2.12 ≠  the same may subscribe again       TestLateWordsDoNoHarm
-//	  1.11          one consumer at a time             TestSecondConsumerIsRefused
+//	  1.11          one consumer at a time             TestOneConsumerAtATime
 //	  2.1           nothing without demand             TestPutBlocksUntilThereIsDemand
 //	  2.3 ≠         the end is acknowledged            TestLaddersShowRealStreams
 //	  2.5           a second Subscribed starts nothing TestHostileProducer
@@ -2040,48 +2040,28 @@ func TestProducerStopsBeforeCompletion(t *testing.T) {
 	})
 }
 
-func TestSecondConsumerIsRefused(t *testing.T) {
-	everywhere(t, func(t *testing.T, at place) {
-		sink, producer := newSink(t, at.producer, 4)
-		puts := putAll(t, sink, 1000)
-		first := newReader(t, at.consumer, producer)
-		first.gets(upTo(100)...)
-		expectWrongType(t, at.consumer, producer)
-		_, err := tryConsume(t, at.consumer, producer)
-		wantError(t, err, casty.ErrAlreadySubscribed, "casty: stream from "+producer.String()+": already subscribed")
-		first.gets(upTo(1000)[100:]...)
-		first.endsWith(nil)
-		if err := receive(t, puts.err); err != nil {
-			t.Fatal(err)
-		}
-	})
-}
-
-// A consumer has died; the next is not refused, and gets what the first has
-// not acknowledged. In between, one subscribes that is mistaken about the type.
-func TestNextConsumerContinues(t *testing.T) {
+// One consumer is served at a time: a second is refused, which does not disturb the
+// first, and the next, when the first has died, gets what that has not acknowledged.
+// Who is mistaken about the type is refused for that alone.
+func TestOneConsumerAtATime(t *testing.T) {
 	everywhere(t, func(t *testing.T, at place) {
 		sink, producer := newSink(t, at.producer, 4)
 		puts := putAll(t, sink, 1000)
 		first := newReader(t, at.consumer, producer, casty.Window(1))
 		first.gets(upTo(10)...)
+		_, err := tryConsume(t, at.consumer, refTo[casty.StreamProducerMsg[string]](t, producer.Address().URI()))
+		wantError(t, err, casty.ErrWrongType, "casty.StreamProducerMsg[int]", "casty.StreamProducerMsg[string]")
+		_, err = tryConsume(t, at.consumer, producer)
+		wantError(t, err, casty.ErrAlreadySubscribed, "casty: stream from "+producer.String()+": already subscribed")
+		first.gets(upTo(100)[10:]...)
 		casty.Stop(at.consumer, first.consumer)
 		receive(t, first.consumer.Watch(t.Context(), at.consumer))
 		first.endsWith(casty.ErrStopped)
-		expectWrongType(t, at.consumer, producer)
 		got := consume(t, at.consumer, producer)
-		if err := receive(t, puts.err); err != nil || len(got) == 0 || got[0] > 10 || !slices.Equal(got, upTo(1000)[got[0]:]) {
+		if err := receive(t, puts.err); err != nil || len(got) == 0 || got[0] > 100 || !slices.Equal(got, upTo(1000)[got[0]:]) {
 			t.Fatal(got, err)
 		}
 	})
-}
-
-// expectWrongType has one subscribe that is mistaken about the type, which is
-// its own business.
-func expectWrongType(t *testing.T, in *casty.System, producer casty.ActorRef[toProducer]) {
-	t.Helper()
-	_, err := tryConsume(t, in, refTo[casty.StreamProducerMsg[string]](t, producer.Address().URI()))
-	wantError(t, err, casty.ErrWrongType, "casty.StreamProducerMsg[int]", "casty.StreamProducerMsg[string]")
 }
 
 // A consumer that is mistaken about the type says what the producer's process
