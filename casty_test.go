@@ -1100,8 +1100,8 @@ func TestLaddersShowRealStreams(t *testing.T) {
 			t.Errorf("the ends say\n%q, and the README shows\n%q", got, want)
 		}
 	}
-	begin := func(t *testing.T) (n *memNetwork, said scribe, put func(...string), sink *casty.SinkRef[string], source *casty.SourceRef[string]) {
-		n, said = newMemNetwork(1), make(scribe, 100)
+	begin := func(t *testing.T, n *memNetwork) (said scribe, put func(...string), sink *casty.SinkRef[string], source *casty.SourceRef[string]) {
+		said = make(scribe, 100)
 		n.logger = slog.New(said)
 		left, right := n.node(t, "left"), n.node(t, "right", "left:1")
 		producer := spawn(t, left, "producer", casty.StreamProducer[string](2))
@@ -1117,10 +1117,10 @@ func TestLaddersShowRealStreams(t *testing.T) {
 		put("a", "b")
 		source = getSource(t, right, spawn(t, right, "consumer", casty.StreamConsumer(producer, casty.Window(4))))
 		synctest.Wait()
-		return n, said, put, sink, source
+		return said, put, sink, source
 	}
-	simulated(t, func(t *testing.T) {
-		_, said, put, sink, source := begin(t)
+	simulated(t, func(t *testing.T, n *memNetwork) {
+		said, put, sink, source := begin(t, n)
 		put("c")
 		put("d")
 		put("e")
@@ -1136,8 +1136,8 @@ func TestLaddersShowRealStreams(t *testing.T) {
 		}
 		says(t, said, ladders[0])
 	})
-	simulated(t, func(t *testing.T) {
-		n, said, put, _, source := begin(t)
+	simulated(t, func(t *testing.T, n *memNetwork) {
+		said, put, _, source := begin(t, n)
 		go func() {
 			for range source.All(t.Context()) {
 			}
@@ -1202,8 +1202,7 @@ func TestTimelineOfALostPeer(t *testing.T) {
 		}
 	}
 	for part := range 8 {
-		simulated(t, func(t *testing.T) {
-			n := newMemNetwork(1)
+		simulated(t, func(t *testing.T, n *memNetwork) {
 			left := n.node(t, "left")
 			time.Sleep(time.Duration(part) * 300 * time.Millisecond)
 			right, third := n.node(t, "right", "left:1"), n.node(t, "third", "left:1")
@@ -1837,7 +1836,7 @@ func (slowLog) Handle(_ context.Context, r slog.Record) error {
 // But what comes faster than the producer reads it must not keep it from stopping.
 // Here its log makes it slow.
 func TestFloodKeepsNoProducerFromStopping(t *testing.T) {
-	simulated(t, func(t *testing.T) {
+	simulated(t, func(t *testing.T, _ *memNetwork) {
 		system := casty.NewSystem(casty.Config{Logger: slog.New(slowLog{slog.DiscardHandler})})
 		defer system.Close()
 		_, producer := newSink(t, system, 0)
@@ -2731,8 +2730,7 @@ func (c countedConn) Close() error {
 // heartbeats; Close waits no longer for it.
 func TestPeerThatDoesNotReadIsGivenUp(t *testing.T) {
 	for _, closes := range []bool{false, true} {
-		simulated(t, func(t *testing.T) {
-			n := newMemNetwork(1)
+		simulated(t, func(t *testing.T, n *memNetwork) {
 			left := n.node(t, "left")
 			conn := must(n.dial(t.Context(), "right", "left:1"))
 			conn.Write(helloFrame(hello{}))
@@ -4101,8 +4099,7 @@ func TestLastWordOnALostConnection(t *testing.T) {
 		},
 	} {
 		t.Run(what, func(t *testing.T) {
-			simulated(t, func(t *testing.T) {
-				n := newMemNetwork(1)
+			simulated(t, func(t *testing.T, n *memNetwork) {
 				left, right := n.node(t, "left"), n.node(t, "right", "left:1")
 				time.Sleep(5 * time.Second)
 				n.locked(func() { n.lose(ltr); n.reset(rtl) })
@@ -4119,8 +4116,7 @@ func TestLastWordOnALostConnection(t *testing.T) {
 // While one node's dial hangs, it answers on the connection of the other, which
 // does not go when the dial is given up.
 func TestHangingDialHoldsNothingUp(t *testing.T) {
-	simulated(t, func(t *testing.T) {
-		n := newMemNetwork(1)
+	simulated(t, func(t *testing.T, n *memNetwork) {
 		left, right := n.node(t, "left"), n.node(t, "right")
 		n.locked(func() { n.refuse(rtl, errSilence) })
 		refTo[double](t, "casty://casty@left:1/nobody").Tell(right, double{})
@@ -4143,8 +4139,7 @@ func keepAsking(t *testing.T, from *casty.System, ref casty.ActorRef[double], ti
 // A connection of which one end does not know that it is dead: the peer's next
 // one takes over, though nobody could dial it.
 func TestNextConnectionTakesOver(t *testing.T) {
-	simulated(t, func(t *testing.T) {
-		n := newMemNetwork(1)
+	simulated(t, func(t *testing.T, n *memNetwork) {
 		left := n.node(t, "left")
 		right := n.client(t.Context(), t, "right", "left:1")
 		ref := spawn(t, right, "doubler", doubler)
@@ -4191,8 +4186,7 @@ func TestHalfAHandshake(t *testing.T) {
 // Streams of large elements take all that a connection can carry. A small one
 // beside them flows, and the nodes still know each other.
 func TestBusyConnection(t *testing.T) {
-	simulated(t, func(t *testing.T) {
-		n := newMemNetwork(1)
+	simulated(t, func(t *testing.T, n *memNetwork) {
 		n.Rate, n.Chunk = 10_000_000, 64<<10
 		left, right := n.node(t, "left"), n.node(t, "right", "left:1")
 		time.Sleep(5 * time.Second)
@@ -4284,8 +4278,7 @@ func TestPeerStaysAwayTooLong(t *testing.T) {
 // Whoever waits in vain is told why, as Ask would have told: perhaps the address
 // is wrong.
 func TestUnreachableProducer(t *testing.T) {
-	simulated(t, func(t *testing.T) {
-		n := newMemNetwork(1)
+	simulated(t, func(t *testing.T, n *memNetwork) {
 		right := n.node(t, "right")
 		for producer, why := range map[string]string{
 			"casty://casty@left:1/producer":  syscall.ECONNREFUSED.Error(), // nobody listens
@@ -4300,8 +4293,7 @@ func TestUnreachableProducer(t *testing.T) {
 // A rival takes over from a consumer that is only cut off. When that one is
 // back it gets an error, and the rival is not disturbed.
 func TestConsumerComesBackToARival(t *testing.T) {
-	simulated(t, func(t *testing.T) {
-		n := newMemNetwork(1)
+	simulated(t, func(t *testing.T, n *memNetwork) {
 		left, right, third := n.node(t, "left"), n.node(t, "right", "left:1"), n.node(t, "third", "left:1")
 		sink, producer := newSink(t, left, 0)
 		reader := newReader(t, right, producer)
@@ -4323,8 +4315,7 @@ func TestConsumerComesBackToARival(t *testing.T) {
 // A consumer whose place was taken while it was not heard must not have it back
 // when the other has left: the other has had elements that it lacks.
 func TestPlaceThatWasTakenIsLost(t *testing.T) {
-	simulated(t, func(t *testing.T) {
-		n := newMemNetwork(1)
+	simulated(t, func(t *testing.T, n *memNetwork) {
 		left, right := n.node(t, "left"), n.node(t, "right", "left:1")
 		sink, producer := newSink(t, left, 20)
 		unheard := newReader(t, right, producer)
@@ -4357,8 +4348,7 @@ func TestPlaceThatWasTakenIsLost(t *testing.T) {
 // While a rival waits, an element that cannot be encoded ends the stream before
 // what the rival says it has. That costs nobody more than the rival.
 func TestRivalPastTheEnd(t *testing.T) {
-	simulated(t, func(t *testing.T) {
-		n := newMemNetwork(1)
+	simulated(t, func(t *testing.T, n *memNetwork) {
 		left := n.node(t, "left")
 		client := n.client(t.Context(), t, "client", "left:1")
 		there := route{"client", "left"}
@@ -4396,8 +4386,7 @@ func TestRivalPastTheEnd(t *testing.T) {
 }
 
 func TestProducerIsReplacedByAnother(t *testing.T) {
-	simulated(t, func(t *testing.T) {
-		n := newMemNetwork(1)
+	simulated(t, func(t *testing.T, n *memNetwork) {
 		left, right := n.node(t, "left"), n.node(t, "right", "left:1")
 		sink, producer := newSink(t, left, 0)
 		reader := newReader(t, right, producer)
@@ -4414,8 +4403,7 @@ func TestProducerIsReplacedByAnother(t *testing.T) {
 // a producer has another stream: whoever has taken elements of the first is told
 // so, and not left to wait.
 func TestSuccessorHasAnotherStream(t *testing.T) {
-	simulated(t, func(t *testing.T) {
-		n := newMemNetwork(1)
+	simulated(t, func(t *testing.T, n *memNetwork) {
 		left, right := n.node(t, "left"), n.node(t, "right", "left:1")
 		produce := func(elements ...int) (producer casty.ActorRef[toProducer]) {
 			producer = must(casty.Spawn(left, "numbers", casty.StreamProducer[int](16)))
@@ -4484,8 +4472,7 @@ func TestClusterHeals(t *testing.T) {
 		}, time.Second / 2, 29 * time.Second, all[:2], all},
 	} {
 		t.Run(what, func(t *testing.T) {
-			simulated(t, func(t *testing.T) {
-				n := newMemNetwork(1)
+			simulated(t, func(t *testing.T, n *memNetwork) {
 				a, b, c := n.landmark(t, "a", "c:1"), n.landmark(t, "b", "a:1", "c:1"), n.landmark(t, "c", "a:1")
 				client := n.client(t.Context(), t, "client", "c:1")
 				time.Sleep(5 * time.Second)
@@ -4536,8 +4523,7 @@ func wrongly(s *casty.System, nodes []string) (lists string) {
 
 // Nodes that have lost each other find back, though nobody is left to name them.
 func TestLostNodesFindBack(t *testing.T) {
-	simulated(t, func(t *testing.T) {
-		n := newMemNetwork(1)
+	simulated(t, func(t *testing.T, n *memNetwork) {
 		seed, a, b := n.landmark(t, "seed"), n.landmark(t, "a", "seed:1"), n.landmark(t, "b", "seed:1")
 		time.Sleep(5 * time.Second)
 		n.close(t, seed)
@@ -4552,8 +4538,7 @@ func TestLostNodesFindBack(t *testing.T) {
 // Of two nodes, one can reach the other, but not the reverse.
 func TestOneWayIsEnough(t *testing.T) {
 	for _, way := range []route{{"a", "b"}, {"b", "a"}} {
-		simulated(t, func(t *testing.T) {
-			n := newMemNetwork(1)
+		simulated(t, func(t *testing.T, n *memNetwork) {
 			n.locked(func() { n.refuse(way, syscall.ECONNREFUSED) })
 			hub, a, b := n.landmark(t, "hub"), n.landmark(t, "a", "hub:1"), n.landmark(t, "b", "hub:1")
 			time.Sleep(5 * time.Second)
@@ -4564,8 +4549,7 @@ func TestOneWayIsEnough(t *testing.T) {
 
 // Nobody can dial a client, so it waits for nobody's turn, whatever its id.
 func TestClientReachesEveryNodeAtOnce(t *testing.T) {
-	simulated(t, func(t *testing.T) {
-		n := newMemNetwork(1)
+	simulated(t, func(t *testing.T, n *memNetwork) {
 		n.landmark(t, "0")
 		n.landmark(t, "1", "0:1")
 		time.Sleep(5 * time.Second)
@@ -4577,9 +4561,8 @@ func TestClientReachesEveryNodeAtOnce(t *testing.T) {
 
 // What can never be announced is said.
 func TestTooLargeToAnnounce(t *testing.T) {
-	simulated(t, func(t *testing.T) {
+	simulated(t, func(t *testing.T, n *memNetwork) {
 		var log syncBuffer
-		n := newMemNetwork(1)
 		n.MaxMessage, n.logger = 4<<10, log.logger(slog.LevelWarn)
 		n.node(t, "node")
 		client := n.client(t.Context(), t, "client", "node:1")
@@ -4598,8 +4581,7 @@ func TestTooLargeToAnnounce(t *testing.T) {
 }
 
 func TestSeedsAreWaitedFor(t *testing.T) {
-	simulated(t, func(t *testing.T) {
-		n := newMemNetwork(1)
+	simulated(t, func(t *testing.T, n *memNetwork) {
 		b := n.landmark(t, "b", "a:1")
 		time.AfterFunc(30*time.Second, func() { n.landmark(t, "a") })
 		start := time.Now()
@@ -4631,13 +4613,14 @@ func oneProcessorForRaces(t *testing.T) {
 	}
 }
 
-// simulated runs a test in simulated time, and an hour of it at most: a system
-// that hangs goes on with its heartbeats, so that synctest sees no deadlock.
-func simulated(t *testing.T, test func(t *testing.T)) {
+// simulated runs a test on a network in memory, in simulated time, and an hour of
+// it at most: a system that hangs goes on with its heartbeats, so that synctest
+// sees no deadlock.
+func simulated(t *testing.T, test func(t *testing.T, n *memNetwork)) {
 	inBubble(t, func(t *testing.T) {
 		hour := time.AfterFunc(time.Hour, func() { panic(t.Name() + " hangs") })
 		defer hour.Stop()
-		test(t)
+		test(t, newMemNetwork(1))
 	})
 }
 
@@ -4645,8 +4628,7 @@ func simulated(t *testing.T, test func(t *testing.T)) {
 func eachWay(t *testing.T, test func(t *testing.T, n *memNetwork, left, right *casty.System)) {
 	for _, way := range []string{"node to node", "node to client", "client to node"} {
 		t.Run(way, func(t *testing.T) {
-			simulated(t, func(t *testing.T) {
-				n := newMemNetwork(1)
+			simulated(t, func(t *testing.T, n *memNetwork) {
 				var left, right *casty.System
 				switch way {
 				case "node to node":
