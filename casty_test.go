@@ -160,9 +160,7 @@ func startWith(t testing.TB, cfg casty.Config) *casty.System {
 // owned closes a system at the end of the test.
 func owned(t testing.TB, s *casty.System, err error) *casty.System {
 	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
+	noError(t, err)
 	t.Cleanup(func() { s.Close() })
 	return s
 }
@@ -209,9 +207,7 @@ func waitForMembers(t *testing.T, at *casty.System, nodes ...*casty.System) {
 func spawn[M any](t testing.TB, in casty.Place, name string, b casty.Behavior[M]) casty.ActorRef[M] {
 	t.Helper()
 	ref, err := casty.Spawn(in, strings.NewReplacer("/", ".", "#", ".").Replace(t.Name())+"-"+name, b)
-	if err != nil {
-		t.Fatal(err)
-	}
+	noError(t, err)
 	t.Cleanup(func() {
 		casty.Stop(in, ref)
 		<-ref.Watch(context.Background(), in)
@@ -222,9 +218,7 @@ func spawn[M any](t testing.TB, in casty.Place, name string, b casty.Behavior[M]
 // refTo makes a ref of what is written somewhere.
 func refTo[M any](t testing.TB, uri string) (ref casty.ActorRef[M]) {
 	t.Helper()
-	if err := ref.GobDecode([]byte(uri)); err != nil {
-		t.Fatal(err)
-	}
+	noError(t, ref.GobDecode([]byte(uri)))
 	return ref
 }
 
@@ -305,18 +299,14 @@ func newSink(t testing.TB, in *casty.System, buffer int) (*casty.SinkRef[int], c
 func getSink[E any](t testing.TB, in *casty.System, producer casty.ActorRef[casty.StreamProducerMsg[E]]) *casty.SinkRef[E] {
 	t.Helper()
 	sink, err := casty.GetSink(t.Context(), in, producer)
-	if err != nil {
-		t.Fatal(err)
-	}
+	noError(t, err)
 	return sink
 }
 
 func getSource[E any](t testing.TB, in *casty.System, consumer casty.ActorRef[casty.StreamConsumerMsg[E]]) *casty.SourceRef[E] {
 	t.Helper()
 	source, err := casty.GetSource(t.Context(), in, consumer)
-	if err != nil {
-		t.Fatal(err)
-	}
+	noError(t, err)
 	return source
 }
 
@@ -324,9 +314,7 @@ func getSource[E any](t testing.TB, in *casty.System, consumer casty.ActorRef[ca
 func put(t *testing.T, sink *casty.SinkRef[int], elements ...int) []int {
 	t.Helper()
 	for _, i := range elements {
-		if err := sink.Put(t.Context(), i); err != nil {
-			t.Fatal(i, err)
-		}
+		noError(t, sink.Put(t.Context(), i), i)
 	}
 	return elements
 }
@@ -379,9 +367,7 @@ func tryConsume[E any](t testing.TB, in *casty.System, producer casty.ActorRef[c
 func consume(t testing.TB, in *casty.System, producer casty.ActorRef[toProducer], options ...casty.StreamOption) []int {
 	t.Helper()
 	got, err := tryConsume(t, in, producer, options...)
-	if err != nil {
-		t.Fatal(err)
-	}
+	noError(t, err)
 	return got
 }
 
@@ -532,9 +518,7 @@ func readFrame(t testing.TB, conn io.Reader) (body []byte) {
 
 func readHello(t testing.TB, conn io.Reader) (h hello) {
 	t.Helper()
-	if err := gob.NewDecoder(bytes.NewReader(readFrame(t, conn))).Decode(&h); err != nil {
-		t.Fatal(err)
-	}
+	noError(t, gob.NewDecoder(bytes.NewReader(readFrame(t, conn))).Decode(&h))
 	return h
 }
 
@@ -713,6 +697,13 @@ func wantError(t testing.TB, err, is error, texts ...string) {
 		if n := strings.Count(err.Error(), text); n != 1 {
 			t.Errorf("error %q says %q %d times", err, text, n)
 		}
+	}
+}
+
+func noError(t testing.TB, err error, about ...any) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(append([]any{err}, about...)...)
 	}
 }
 
@@ -1108,9 +1099,7 @@ func TestLaddersShowRealStreams(t *testing.T) {
 		sink = getSink(t, left, producer)
 		put = func(elements ...string) {
 			for _, element := range elements {
-				if err := sink.Put(t.Context(), element); err != nil {
-					t.Fatal(err)
-				}
+				noError(t, sink.Put(t.Context(), element))
 			}
 			synctest.Wait()
 		}
@@ -1129,9 +1118,7 @@ func TestLaddersShowRealStreams(t *testing.T) {
 				t.Fatal(err)
 			}
 			if element == "c" { // what is behind it is acknowledged without being processed
-				if err := sink.Complete(t.Context()); err != nil {
-					t.Fatal(err)
-				}
+				noError(t, sink.Complete(t.Context()))
 			}
 		}
 		says(t, said, ladders[0])
@@ -1542,10 +1529,7 @@ func TestLogOfMessages(t *testing.T) {
 
 func TestBadNames(t *testing.T) {
 	system := local(t)
-	spawned, err := casty.Spawn(system, "taken", doubler)
-	if err != nil {
-		t.Fatal(err)
-	}
+	taken := must(casty.Spawn(system, "taken", doubler))
 	for name, want := range map[string]string{
 		"":                       `casty: spawn "": the name of the actor is empty`,
 		"a/b":                    "has a slash",
@@ -1575,7 +1559,7 @@ func TestBadNames(t *testing.T) {
 		_, err := casty.ParseAddress(uri)
 		wantError(t, err, nil, want)
 	}
-	for _, uri := range []string{"casty://a@b:1/c", "casty://a@[::1]:65535/c#d", "casty://a@id/c", spawned.Address().URI()} {
+	for _, uri := range []string{"casty://a@b:1/c", "casty://a@[::1]:65535/c#d", "casty://a@id/c", taken.Address().URI()} {
 		address, err := casty.ParseAddress(uri)
 		if err != nil || address.URI() != uri {
 			t.Errorf("%s became %v, %v", uri, address, err)
@@ -1658,9 +1642,7 @@ func TestSettingsWithoutAnError(t *testing.T) {
 			if got := consume(t, system, producer, casty.Window(window)); !slices.Equal(got, upTo(10)) {
 				t.Error(got)
 			}
-			if err := <-puts.err; err != nil {
-				t.Error(err)
-			}
+			noError(t, <-puts.err)
 			synctest.Wait()
 		}
 	})
@@ -1788,9 +1770,7 @@ func TestEndReleasesPut(t *testing.T) {
 		if got := consume(t, system, producer); len(got) != 0 {
 			t.Fatal(got)
 		}
-		if err := sink.Complete(t.Context()); err != nil {
-			t.Fatal("a second Complete:", err)
-		}
+		noError(t, sink.Complete(t.Context()), "a second Complete")
 	})
 }
 
@@ -1811,9 +1791,7 @@ func TestEndIsHeardBeforeClose(t *testing.T) {
 			}
 		}
 		system.Close()
-		if err := <-puts.err; err != nil {
-			t.Fatal(err)
-		}
+		noError(t, <-puts.err)
 	}
 }
 
@@ -2082,9 +2060,7 @@ func TestMistakenConsumerHarmsNobody(t *testing.T) {
 			wantError(t, err, casty.ErrWrongType)
 			wantError(t, receive(t, undecodable), casty.ErrUnsendable)
 		}
-		if err := sink.Put(t.Context(), reading(n)); err != nil {
-			t.Fatal(err)
-		}
+		noError(t, sink.Put(t.Context(), reading(n)))
 		if m, err, _ := next(); m != reading(n) || err != nil {
 			t.Fatal(n, m, err)
 		}
@@ -2133,9 +2109,7 @@ func loaded(t *testing.T, elements ...element) (there *casty.System, sink *casty
 	producer = spawn(t, a, "producer", casty.StreamProducer[element](len(elements)))
 	sink = getSink(t, a, producer)
 	for _, e := range elements {
-		if err := sink.Put(t.Context(), e); err != nil {
-			t.Fatal(err)
-		}
+		noError(t, sink.Put(t.Context(), e))
 	}
 	return there, sink, producer
 }
@@ -2426,9 +2400,7 @@ func TestBadInputCostsLittle(t *testing.T) {
 			log.says(t, c.want)
 			reader.gets(upTo(1000)[10:]...)
 			reader.endsWith(nil)
-			if err := receive(t, puts.err); err != nil {
-				t.Error(err)
-			}
+			noError(t, receive(t, puts.err))
 		})
 	}
 }
@@ -2752,9 +2724,7 @@ func TestPeerThatDoesNotReadIsGivenUp(t *testing.T) {
 			start, most := time.Now(), 7*time.Second // the peer may have taken something after a while
 			if closes {
 				most = 4 * time.Second
-				if err := left.Close(); err != nil {
-					t.Error(err)
-				}
+				noError(t, left.Close())
 			} else {
 				wantError(t, receive(t, ended), casty.ErrUnreachable)
 			}
@@ -2870,9 +2840,7 @@ func TestServicesAreListedEverywhere(t *testing.T) {
 	b := startNode(t, a.Address())
 	client := connect(t, a)
 	ref := spawn(t, b, "doubler", doubler)
-	if err := casty.Register(b, key, ref); err != nil {
-		t.Fatal(err)
-	}
+	noError(t, casty.Register(b, key, ref))
 	if got := casty.Lookup(b, key).Instances; len(got) != 1 || got[0].Ref != ref || got[0].Node != b.Address() {
 		t.Fatal("not visible at once where it was registered:", got)
 	}
@@ -3057,9 +3025,7 @@ func TestWatchByAnotherName(t *testing.T) {
 		actor := spawn(t, node, "doubler-"+name, doubler)
 		ref := refTo[double](t, strings.Replace(actor.Address().URI(), "@127.0.0.1", "@"+name, 1))
 		ended := ref.Watch(t.Context(), client)
-		if _, err := askDouble(t.Context(), client, ref, 1); err != nil {
-			t.Fatal(err)
-		}
+		wantDouble(t.Context(), t, client, ref, 1)
 		casty.Stop(node, actor)
 		wantError(t, receive(t, ended), casty.ErrStopped)
 	}
@@ -3088,9 +3054,7 @@ func TestCleanExitIsQuiet(t *testing.T) {
 		for n := range 200 {
 			listener.Tell(system, n)
 		}
-		if err := system.Close(); err != nil {
-			t.Error(err)
-		}
+		noError(t, system.Close())
 		for n := range 200 {
 			if got := receive(t, heard); got != n {
 				t.Fatalf("got %d instead of %d", got, n)
@@ -3115,9 +3079,7 @@ func TestCloseLeavesNoGoroutine(t *testing.T) {
 		sources = append(sources, getSource(t, ends[1], spawn(t, ends[1], fmt.Sprint("consumer-", i), casty.StreamConsumer(producer))))
 		waitUntil(t, func() bool { return len(sinks[i].done) > 200 }) // it flows, until the window is full
 	}
-	if err := errors.Join(client.Close(), b.Close(), a.Close()); err != nil {
-		t.Fatal(err)
-	}
+	noError(t, errors.Join(client.Close(), b.Close(), a.Close()))
 	for i := range sinks {
 		wantError(t, receive(t, sinks[i].err), casty.ErrStopped)
 		_, err := collect(t, sources[i])
@@ -3126,9 +3088,7 @@ func TestCloseLeavesNoGoroutine(t *testing.T) {
 	waitUntil(t, func() bool { return runtime.NumGoroutine() <= before })
 	_, err := casty.Spawn(a, "late", doubler)
 	wantError(t, err, casty.ErrClosed)
-	if err := a.Close(); err != nil {
-		t.Fatal("a second Close:", err)
-	}
+	noError(t, a.Close(), "a second Close")
 }
 
 // Nothing is lost when the network fails.
@@ -4365,9 +4325,7 @@ func TestRivalPastTheEnd(t *testing.T) {
 		time.Sleep(2 * time.Second)
 		cut() // nobody can dial a client: what is for it is not even encoded
 		for i, f := range []flaw{"", "encode", "", "", ""} {
-			if err := sink.Put(t.Context(), element{N: i, Flaw: f}); err != nil {
-				t.Fatal(err)
-			}
+			noError(t, sink.Put(t.Context(), element{N: i, Flaw: f}))
 		}
 		synctest.Wait()
 		producer.Tell(left, casty.Subscribe[element]{Consumer: rival, From: 4})
@@ -4569,9 +4527,7 @@ func TestTooLargeToAnnounce(t *testing.T) {
 		actor := spawn(t, client, "doubler", doubler)
 		for n := range 20 {
 			key := casty.NewServiceKey[double](strings.Repeat("k", 230) + fmt.Sprint(n))
-			if err := casty.Register(client, key, actor); err != nil {
-				t.Fatal(err)
-			}
+			noError(t, casty.Register(client, key, actor))
 		}
 		synctest.Wait()
 		if len(log.lines("casty: announce", "MaxMessage")) == 0 {
@@ -4657,9 +4613,7 @@ func completed(t *testing.T, sink *casty.SinkRef[int], consume func()) {
 	ended := make(chan error, 1)
 	go func() { ended <- sink.Complete(t.Context()) }()
 	consume()
-	if err := receive(t, ended); err != nil {
-		t.Error(err)
-	}
+	noError(t, receive(t, ended))
 }
 
 func fromEnv(t *testing.T, name string, otherwise int) int {
@@ -4668,9 +4622,7 @@ func fromEnv(t *testing.T, name string, otherwise int) int {
 		return otherwise
 	}
 	n, err := strconv.Atoi(text)
-	if err != nil {
-		t.Fatalf("%s: %v", name, err)
-	}
+	noError(t, err, name)
 	return n
 }
 
@@ -4772,9 +4724,7 @@ func (n *memNetwork) config(host string, seeds []string) casty.Config {
 // owned closes a system at the end of the test.
 func (n *memNetwork) owned(t *testing.T, host string, s *casty.System, err error) *casty.System {
 	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
+	noError(t, err)
 	n.locked(func() { n.systems[host] = s })
 	t.Cleanup(func() { n.close(t, s) })
 	return s
