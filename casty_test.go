@@ -94,6 +94,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"runtime"
 	"runtime/debug"
@@ -700,6 +701,13 @@ func wantError(t testing.TB, err, is error, texts ...string) {
 	}
 }
 
+func wantEqual[T any](t testing.TB, got, want T, about ...any) {
+	t.Helper()
+	if !reflect.DeepEqual(got, want) {
+		t.Fatal(append([]any{fmt.Sprintf("%+v instead of %+v", got, want)}, about...)...)
+	}
+}
+
 func noError(t testing.TB, err error, about ...any) {
 	t.Helper()
 	if err != nil {
@@ -1078,18 +1086,14 @@ func TestLaddersShowRealStreams(t *testing.T) {
 	for _, block := range regexp.MustCompile("(?s)```\n *(user +)?producer +consumer.*?```").FindAllString(read("README.md"), -1) {
 		ladders = append(ladders, message.FindAllString(block, -1))
 	}
-	if len(ladders) != 2 {
-		t.Fatalf("there are %d ladders", len(ladders))
-	}
+	wantEqual(t, len(ladders), 2)
 	says := func(t *testing.T, said scribe, want []string) {
 		t.Helper()
 		var got []string
 		for len(said) > 0 {
 			got = append(got, <-said)
 		}
-		if !slices.Equal(got, want) {
-			t.Errorf("the ends say\n%q, and the README shows\n%q", got, want)
-		}
+		wantEqual(t, got, want)
 	}
 	begin := func(t *testing.T, n *memNetwork) (said scribe, put func(...string), sink *casty.SinkRef[string], source *casty.SourceRef[string]) {
 		said = make(scribe, 100)
@@ -1291,9 +1295,7 @@ func TestLimitsAreThoseOfTheCode(t *testing.T) {
 // How long each file takes to read, at 30 lines a minute.
 func TestReadingTimes(t *testing.T) {
 	rows := regexp.MustCompile("\\| `(\\w+\\.go)` \\|.*\\| (\\d+) \\|").FindAllStringSubmatch(read("README.md"), -1)
-	if len(rows) != 5 {
-		t.Fatalf("there are %d files", len(rows))
-	}
+	wantEqual(t, len(rows), 5)
 	for _, row := range rows {
 		if lines, minutes := strings.Count(read(row[1]), "\n"), must(strconv.Atoi(row[2])); max(lines-30*minutes, 30*minutes-lines) > 90 {
 			t.Errorf("%s has %d lines, and is said to take %d minutes", row[1], lines, minutes)
@@ -1347,9 +1349,7 @@ func TestMessagesArriveInOrder(t *testing.T) {
 			ref.Tell(at.consumer, n)
 		}
 		for n := range 100 {
-			if m := receive(t, heard); m != n {
-				t.Fatalf("got %d instead of %d", m, n)
-			}
+			wantEqual(t, receive(t, heard), n)
 		}
 	})
 }
@@ -1365,9 +1365,7 @@ func TestAskAndWatch(t *testing.T) {
 		ended := ref.Watch(t.Context(), at.consumer)
 		casty.Stop(at.producer, ref)
 		wantError(t, receive(t, ended), casty.ErrStopped)
-		if len(unwanted) > 0 {
-			t.Error("a watch fired after its context had ended:", <-unwanted)
-		}
+		wantEqual(t, len(unwanted), 0, "watches fired after their context had ended")
 		_, err := askDouble(t.Context(), at.consumer, ref, 21)
 		wantError(t, err, casty.ErrStopped, "casty: ask ", ref.String(), "stopped")
 	})
@@ -1389,9 +1387,7 @@ func TestSecondReplyIsADeadLetter(t *testing.T) {
 			}
 		}
 		synctest.Wait()
-		if n := system.DeadLetters(); n != 100 {
-			t.Errorf("%d dead letters instead of 100", n)
-		}
+		wantEqual(t, system.DeadLetters(), 100, "dead letters")
 	})
 }
 
@@ -1417,9 +1413,7 @@ func TestAskAndGetSourceEndWithTheirContext(t *testing.T) {
 		_, err = casty.GetSource(ctx, system, consumer)
 		wantError(t, err, nil, "enough")
 		synctest.Wait()
-		if len(asked)+len(subscribed) > 0 {
-			t.Errorf("it has been asked %d times, and subscribed to %d times", len(asked), len(subscribed))
-		}
+		wantEqual(t, len(asked)+len(subscribed), 0, "questions, and Subscribes")
 	})
 }
 
@@ -1486,12 +1480,8 @@ func TestDeadLetters(t *testing.T) {
 		for range 9 {
 			kind.tell()
 		}
-		if n := len(log.lines(kind.says...)); n != 4 {
-			t.Errorf("of 9, %d lines say %q, instead of the 1st, 2nd, 4th and 8th:\n%s", n, kind.says, log.String())
-		}
-		if n := system.DeadLetters(); n != uint64(9*(i+1)) {
-			t.Errorf("%d dead letters instead of %d", n, 9*(i+1))
-		}
+		wantEqual(t, len(log.lines(kind.says...)), 4, "lines: the 1st, 2nd, 4th and 8th of 9 say", kind.says, &log)
+		wantEqual(t, system.DeadLetters(), uint64(9*(i+1)), "dead letters")
 	}
 	// What is left in the mailbox of an actor that stops is dead too.
 	before := system.DeadLetters()
@@ -1520,9 +1510,7 @@ func TestLogOfMessages(t *testing.T) {
 		ref.Tell(a, double{N: 7})
 		for _, deed := range []string{"casty: told", "casty: delivered"} {
 			want := entry{deed, casty.Address{System: "casty", Host: a.Address()}, ref.Address(), double{N: 7}}
-			if got := receive(t, logged); got != want {
-				t.Errorf("%+v is logged instead of %+v", got, want)
-			}
+			wantEqual(t, receive(t, logged), want)
 		}
 	}
 }
@@ -1639,9 +1627,7 @@ func TestSettingsWithoutAnError(t *testing.T) {
 			defer large.Close()
 			spawn(t, large, "actor", deaf[int])
 			puts := putAll(t, sink, 10)
-			if got := consume(t, system, producer, casty.Window(window)); !slices.Equal(got, upTo(10)) {
-				t.Error(got)
-			}
+			wantEqual(t, consume(t, system, producer, casty.Window(window)), upTo(10))
 			noError(t, <-puts.err)
 			synctest.Wait()
 		}
@@ -1670,9 +1656,8 @@ func TestLoopEndsWithItsContext(t *testing.T) {
 				cancel()
 			}
 		}
-		if !slices.Equal(got, upTo(1)) || !errors.Is(last, context.Canceled) {
-			t.Error(got, last)
-		}
+		wantEqual(t, got, upTo(1))
+		wantError(t, last, context.Canceled)
 	})
 }
 
@@ -1687,16 +1672,14 @@ func TestWindowFitsTheMailbox(t *testing.T) {
 		source := getSource(t, system, spawn(t, system, "consumer", casty.StreamConsumer(producer, casty.Window(window))))
 		consumer := hear[casty.Subscribe[int]](t, heard).Consumer
 		consumer.Tell(system, casty.Subscribed[int]{})
-		if m := hear[casty.StreamDemand[int]](t, heard); m.Demand != window {
-			t.Errorf("%d elements are demanded instead of %d", m.Demand, window)
-		}
+		wantEqual(t, hear[casty.StreamDemand[int]](t, heard).Demand, window)
 		for n := range window {
 			consumer.Tell(system, casty.StreamElement[int]{Seq: uint64(n), Elements: []int{n}})
 		}
 		consumer.Tell(system, casty.StreamCompleted[int]{Seq: window})
-		if got, err := collect(t, source); err != nil || !slices.Equal(got, upTo(window)) {
-			t.Error(got, err)
-		}
+		got, err := collect(t, source)
+		noError(t, err)
+		wantEqual(t, got, upTo(window))
 	})
 }
 
@@ -1709,9 +1692,8 @@ func TestPutBlocksUntilThereIsDemand(t *testing.T) {
 		puts := putAll(t, sink, 100)
 		havePut := func(want int) {
 			t.Helper()
-			if synctest.Wait(); len(puts.done) != want {
-				t.Fatalf("%d elements were put instead of %d", len(puts.done), want)
-			}
+			synctest.Wait()
+			wantEqual(t, len(puts.done), want, "elements have been put")
 		}
 		havePut(3)
 		wantError(t, sink.Put(within(t, time.Minute), 3), context.DeadlineExceeded, "casty: put to ", "no consumer has subscribed")
@@ -1767,9 +1749,7 @@ func TestEndReleasesPut(t *testing.T) {
 		wantError(t, <-puts.err, casty.ErrCompleted)
 		wantError(t, sink.Put(t.Context(), 1), casty.ErrCompleted)
 		wantError(t, sink.Fail(t.Context(), errors.New("late")), casty.ErrCompleted)
-		if got := consume(t, system, producer); len(got) != 0 {
-			t.Fatal(got)
-		}
+		wantEqual(t, len(consume(t, system, producer)), 0)
 		noError(t, sink.Complete(t.Context()), "a second Complete")
 	})
 }
@@ -1997,9 +1977,8 @@ func TestFail(t *testing.T) {
 				if err == nil || err.Error() != want || errors.Is(err, casty.ErrAlreadySubscribed) {
 					t.Errorf("got %v instead of %s", err, want)
 				}
-				if err := receive(t, failed); err != nil || !slices.Equal(got, upTo(3)) {
-					t.Fatal(got, err)
-				}
+				noError(t, receive(t, failed))
+				wantEqual(t, got, upTo(3))
 			})
 		}
 	}
@@ -2146,9 +2125,7 @@ func TestElementThatCannotTravel(t *testing.T) {
 				t.Errorf("%d elements arrived, with 50 before the one that cannot", len(got))
 			}
 			for n, e := range got {
-				if e.N != n {
-					t.Fatalf("got %v instead of %d", e, n)
-				}
+				wantEqual(t, e.N, n)
 			}
 		})
 	}
@@ -2184,9 +2161,7 @@ func TestRunsGrowAgain(t *testing.T) {
 			hear[casty.Subscribed[element]](t, heard)
 			for next := 0; next < count; messages++ {
 				m := hear[casty.StreamElement[element]](t, heard)
-				if int(m.Seq) != next {
-					t.Fatalf("position %d instead of %d", m.Seq, next)
-				}
+				wantEqual(t, int(m.Seq), next)
 				next += len(m.Elements)
 			}
 			if n := float64(encoded.Load()-before) / count; messages > c.most || n > 1.3 {
@@ -2298,9 +2273,7 @@ func TestFailedHandshakesAreLogged(t *testing.T) {
 	for range 9 {
 		receive(t, failures)
 	}
-	if n := len(log.lines("no handshake", one)); n != 4 {
-		t.Errorf("%d of 9 failures are logged:\n%s", n, log.String())
-	}
+	wantEqual(t, len(log.lines("no handshake", one)), 4, "of 9 failures are logged:", &log)
 	refTo[int](t, "casty://casty@"+other+"/anybody").Tell(node, 1)
 	waitUntil(t, func() bool { return len(log.lines("no handshake", other)) > 0 })
 }
@@ -2393,9 +2366,7 @@ func TestBadInputCostsLittle(t *testing.T) {
 				p.untilClosed()
 			} else {
 				p.isAnswered()
-				if n := node.DeadLetters() - before; n != 1 {
-					t.Errorf("%d dead letters instead of one", n)
-				}
+				wantEqual(t, node.DeadLetters()-before, 1, "dead letters")
 			}
 			log.says(t, c.want)
 			reader.gets(upTo(1000)[10:]...)
@@ -2415,9 +2386,7 @@ func TestFirstWordIsAnswered(t *testing.T) {
 		p.isAnswered()
 		p.conn.Close()
 	}
-	if lost := node.DeadLetters(); lost > 0 {
-		t.Error(lost, "answers were lost")
-	}
+	wantEqual(t, node.DeadLetters(), 0, "answers were lost")
 }
 
 // The name of a message's type crosses once, and again for a new decoder. An encoder
@@ -2442,12 +2411,8 @@ func TestTypesAreNamedOnce(t *testing.T) {
 	refTo[any](t, at).Tell(node, nil)
 	refTo[any](t, at).Tell(node, nil)
 	named = append(named, hasName(), hasName())
-	if want := []bool{true, false, false, true, false, true, false}; !slices.Equal(named, want) {
-		t.Errorf("the type is named: %v instead of %v", named, want)
-	}
-	if n := node.DeadLetters(); n != 3 {
-		t.Errorf("%d dead letters instead of 3", n)
-	}
+	wantEqual(t, named, []bool{true, false, false, true, false, true, false})
+	wantEqual(t, node.DeadLetters(), 3, "dead letters")
 }
 
 // If a type's first message cannot be decoded, the next ones may be lost, too, until
@@ -2543,9 +2508,7 @@ func TestTypesHaveAnEnd(t *testing.T) {
 	} {
 		tell(t, client, node)
 	}
-	if lines := log.lines("lost a connection"); len(lines) > 0 {
-		t.Error(lines)
-	}
+	wantEqual(t, log.lines("lost a connection"), nil)
 
 	p := greet(t, node, hello{})
 	number := func(n uint32) string { return "\xfc" + string(binary.BigEndian.AppendUint32(nil, n)) } // as gob has it
@@ -2569,9 +2532,7 @@ func tellLarge[T any](t *testing.T, from, to *casty.System) {
 	const size = 900_000
 	ref, heard := played[large[T]](t, to, fmt.Sprintf("%T", large[T]{}.Of))
 	ref.Tell(from, large[T]{Ballast: make([]byte, size)})
-	if got := receive(t, heard); len(got.Ballast) != size {
-		t.Errorf("%T: %d bytes instead of %d", got, len(got.Ballast), size)
-	}
+	wantEqual(t, len(receive(t, heard).Ballast), size)
 }
 
 // What a few bytes claim to be is not allocated, and what is announced is not
@@ -2614,16 +2575,12 @@ func TestLostMessagesAreDeadLetters(t *testing.T) {
 	for n := range 5 {
 		far.Tell(node, double{N: n})
 	}
-	if n := node.DeadLetters(); n > 0 {
-		t.Errorf("%d dead letters, though the peer may yet answer", n)
-	}
+	wantEqual(t, node.DeadLetters(), 0, "dead letters, though the peer may yet answer")
 	away <- errors.New("nobody is there")
 	close(away)
 	wantError(t, receive(t, ended), casty.ErrUnreachable, "nobody is there")
 	waitUntil(t, func() bool { return node.DeadLetters() >= 5 })
-	if n := node.DeadLetters(); n > 5 {
-		t.Errorf("%d dead letters of 5 messages", n)
-	}
+	wantEqual(t, node.DeadLetters(), 5, "dead letters")
 	log.says(t, "dead letter", "127.0.0.1:1", "nobody is there")
 }
 
@@ -2841,9 +2798,8 @@ func TestServicesAreListedEverywhere(t *testing.T) {
 	client := connect(t, a)
 	ref := spawn(t, b, "doubler", doubler)
 	noError(t, casty.Register(b, key, ref))
-	if got := casty.Lookup(b, key).Instances; len(got) != 1 || got[0].Ref != ref || got[0].Node != b.Address() {
-		t.Fatal("not visible at once where it was registered:", got)
-	}
+	at := []casty.ServiceInstance[double]{{Ref: ref, Node: b.Address()}}
+	wantEqual(t, casty.Lookup(b, key).Instances, at, "at once where it was registered")
 	everyone := []*casty.System{a, b, client}
 	for _, from := range everyone {
 		wantDouble(t.Context(), t, from, waitForInstances(t, from, key, 1)[0].Ref, 4)
@@ -2854,9 +2810,7 @@ func TestServicesAreListedEverywhere(t *testing.T) {
 	}
 	wantError(t, casty.Register(a, key, ref), casty.ErrNotLocal)
 	wantError(t, casty.Register(b, key, ref), casty.ErrStopped)
-	if got := casty.Lookup(b, key).Instances; len(got) != 0 {
-		t.Fatal("a stopped actor is listed:", got)
-	}
+	wantEqual(t, casty.Lookup(b, key).Instances, nil)
 	again := spawn(t, b, "doubler", casty.Discoverable(key, doubler))
 	waitForInstances(t, client, key, 1)
 	casty.Deregister(b, key, again)
@@ -2882,9 +2836,7 @@ func TestListingsAreYours(t *testing.T) {
 				spawn(t, system, "other", casty.Discoverable(keys[1], deaf[int]))
 			}
 		}
-		if turns != 1 {
-			t.Errorf("%d listings, though nothing has changed", turns)
-		}
+		wantEqual(t, turns, 1, "listings, though nothing has changed")
 	})
 }
 
@@ -3056,9 +3008,7 @@ func TestCleanExitIsQuiet(t *testing.T) {
 		}
 		noError(t, system.Close())
 		for n := range 200 {
-			if got := receive(t, heard); got != n {
-				t.Fatalf("got %d instead of %d", got, n)
-			}
+			wantEqual(t, receive(t, heard), n)
 		}
 	}
 	if err := a.Close(); err != nil || log.String() != "" {
@@ -4081,9 +4031,7 @@ func TestHangingDialHoldsNothingUp(t *testing.T) {
 		n.locked(func() { n.refuse(rtl, errSilence) })
 		refTo[double](t, "casty://casty@left:1/nobody").Tell(right, double{})
 		keepAsking(t, left, spawn(t, right, "doubler", doubler), 30)
-		if left.DeadLetters() != 1 {
-			t.Error("what had waited for the dial was lost")
-		}
+		wantEqual(t, left.DeadLetters(), 1, "dead letters: what had waited for the dial")
 	})
 }
 
@@ -4174,9 +4122,7 @@ func TestBusyConnection(t *testing.T) {
 		last, gap := time.Now(), time.Duration(0)
 		for range getSource(t, right, spawn(t, right, "small", casty.StreamConsumer(producer))).All(ctx) {
 			gap, last = max(gap, time.Since(last)), time.Now()
-			if members := casty.Members(right); len(members) != 2 {
-				t.Fatalf("only %v are listed", members)
-			}
+			wantEqual(t, casty.Members(right), []string{"left:1", "right:1"})
 		}
 		if got := bulk.Load(); gap > time.Second || got < 1000 {
 			t.Errorf("no small element for %v, and %d large ones", gap, got)
@@ -4227,11 +4173,7 @@ func TestPeerStaysAwayTooLong(t *testing.T) {
 		wantError(t, sink.Put(ctx, next), context.DeadlineExceeded, "consumer", "reader")
 		wantError(t, sink.Complete(ctx), context.DeadlineExceeded, "consumer", "reader")
 		time.Sleep(time.Minute)
-		completed(t, sink, func() {
-			if got := consume(t, right, producer); !slices.Equal(got, upTo(next)[3:]) {
-				t.Errorf("the next consumer got %v of %v", got, upTo(next)[3:])
-			}
-		})
+		completed(t, sink, func() { wantEqual(t, consume(t, right, producer), upTo(next)[3:]) })
 	})
 }
 
@@ -4297,11 +4239,7 @@ func TestPlaceThatWasTakenIsLost(t *testing.T) {
 		n.locked(func() { n.refuse(rtl, nil) })
 		time.Sleep(20 * time.Second)
 		unheard.endsWith(casty.ErrCannotResume)
-		completed(t, sink, func() {
-			if got := consume(t, left, producer); !slices.Equal(got, []int{4, 5, 6}) {
-				t.Error(got)
-			}
-		})
+		completed(t, sink, func() { wantEqual(t, consume(t, left, producer), []int{4, 5, 6}) })
 	})
 }
 
@@ -4337,9 +4275,8 @@ func TestRivalPastTheEnd(t *testing.T) {
 		producer.Tell(left, casty.Subscribe[element]{Consumer: rival, From: 4})
 		hear[casty.StreamRefused[element]](t, heard)
 		got, err := tryConsume(t, left, producer)
-		if wantError(t, err, nil, "has a flaw"); len(got) != 1 {
-			t.Errorf("got %v and %v", got, err)
-		}
+		wantError(t, err, nil, "has a flaw")
+		wantEqual(t, len(got), 1)
 	})
 }
 
