@@ -312,10 +312,10 @@ func getSource[E any](t testing.TB, in *casty.System, consumer casty.ActorRef[ca
 }
 
 // put puts elements, and returns them.
-func put(t *testing.T, sink *casty.SinkRef[int], elements ...int) []int {
+func put[E any](t *testing.T, sink *casty.SinkRef[E], elements ...E) []E {
 	t.Helper()
-	for _, i := range elements {
-		noError(t, sink.Put(t.Context(), i), i)
+	for _, element := range elements {
+		noError(t, sink.Put(t.Context(), element), element)
 	}
 	return elements
 }
@@ -383,39 +383,39 @@ func streamAll(t *testing.T, from, to *casty.System, elements int, options ...ca
 }
 
 // A reader takes the elements of a stream one by one.
-type reader struct {
+type reader[E comparable] struct {
 	t        *testing.T
-	consumer casty.ActorRef[toConsumer]
-	next     func() (int, error, bool)
+	consumer casty.ActorRef[casty.StreamConsumerMsg[E]]
+	next     func() (E, error, bool)
 	leave    func() // the loop
 }
 
-func newReader(t *testing.T, in *casty.System, producer casty.ActorRef[toProducer], options ...casty.StreamOption) reader {
+func newReader[E comparable](t *testing.T, in *casty.System, producer casty.ActorRef[casty.StreamProducerMsg[E]], options ...casty.StreamOption) reader[E] {
 	t.Helper()
 	consumer := spawn(t, in, "reader", casty.StreamConsumer(producer, options...))
 	next, stop := iter.Pull2(getSource(t, in, consumer).All(t.Context()))
 	t.Cleanup(stop)
-	return reader{t, consumer, next, stop}
+	return reader[E]{t, consumer, next, stop}
 }
 
-func (r reader) gets(want ...int) {
+func (r reader[E]) gets(want ...E) {
 	r.t.Helper()
-	for _, i := range want {
-		if got, err, _ := r.next(); got != i || err != nil {
-			r.t.Fatalf("got %d and %v instead of %d", got, err, i)
+	for _, element := range want {
+		if got, err, _ := r.next(); got != element || err != nil {
+			r.t.Fatalf("got %v and %v instead of %v", got, err, element)
 		}
 	}
 }
 
 // endsWith takes the end of the stream, which is clean if there is no error.
-func (r reader) endsWith(want error, texts ...string) {
+func (r reader[E]) endsWith(want error, texts ...string) {
 	r.t.Helper()
 	switch got, err, more := r.next(); {
 	case want != nil:
 		wantError(r.t, err, want, texts...)
 		r.next() // ends the loop
 	case more:
-		r.t.Errorf("got %d and %v instead of the end", got, err)
+		r.t.Errorf("got %v and %v instead of the end", got, err)
 	}
 }
 
@@ -1105,28 +1105,23 @@ func TestLaddersShowRealStreams(t *testing.T) {
 		}
 		wantEqual(t, got, want)
 	}
-	begin := func(t *testing.T, n *memNetwork) (said scribe, put func(...string), sink *casty.SinkRef[string], source *casty.SourceRef[string]) {
+	begin := func(t *testing.T, n *memNetwork) (said scribe, sink *casty.SinkRef[string], source *casty.SourceRef[string]) {
 		said = make(scribe, 100)
 		n.logger = slog.New(said)
 		left, right := n.node(t, "left"), n.node(t, "right", "left:1")
 		producer := spawn(t, left, "producer", casty.StreamProducer[string](2))
 		sink = getSink(t, left, producer)
-		put = func(elements ...string) {
-			for _, element := range elements {
-				noError(t, sink.Put(t.Context(), element))
-			}
-			synctest.Wait()
-		}
-		put("a", "b")
+		put(t, sink, "a", "b")
 		source = getSource(t, right, spawn(t, right, "consumer", casty.StreamConsumer(producer, casty.Window(4))))
 		synctest.Wait()
-		return said, put, sink, source
+		return said, sink, source
 	}
 	simulated(t, func(t *testing.T, n *memNetwork) {
-		said, put, sink, source := begin(t, n)
-		put("c")
-		put("d")
-		put("e")
+		said, sink, source := begin(t, n)
+		for _, element := range []string{"c", "d", "e"} {
+			put(t, sink, element)
+			synctest.Wait()
+		}
 		for element, err := range source.All(t.Context()) {
 			if synctest.Wait(); err != nil {
 				t.Fatal(err)
@@ -1138,7 +1133,7 @@ func TestLaddersShowRealStreams(t *testing.T) {
 		says(t, said, ladders[0])
 	})
 	simulated(t, func(t *testing.T, n *memNetwork) {
-		said, put, _, source := begin(t, n)
+		said, sink, source := begin(t, n)
 		go func() {
 			for range source.All(t.Context()) {
 			}
@@ -1148,7 +1143,8 @@ func TestLaddersShowRealStreams(t *testing.T) {
 			<-said
 		}
 		n.locked(func() { n.stall(ltr, true) })
-		put("c")
+		put(t, sink, "c")
+		synctest.Wait()
 		n.locked(func() {
 			n.on(ltr, func(w *memWire) { w.segments, w.stalled = nil, false }) // c is lost
 			n.cut(ltr)
@@ -2040,9 +2036,7 @@ func TestMistakenConsumerHarmsNobody(t *testing.T) {
 	sink := getSink(t, node, spawn(t, node, "there", casty.Discoverable(thereKey, casty.StreamProducer[sample](16))))
 	startEcho(t, "casty", node.Address())
 	producer := waitForInstances(t, node, backKey, 1)[0].Ref
-	source := getSource(t, node, spawn(t, node, "consumer", casty.StreamConsumer(producer)))
-	next, stop := iter.Pull2(source.All(t.Context()))
-	defer stop()
+	reader := newReader(t, node, producer)
 	for n := range 100 {
 		if n == 50 {
 			undecodable := producer.Watch(t.Context(), node)
@@ -2050,10 +2044,7 @@ func TestMistakenConsumerHarmsNobody(t *testing.T) {
 			wantError(t, err, casty.ErrWrongType)
 			wantError(t, receive(t, undecodable), casty.ErrUnsendable)
 		}
-		noError(t, sink.Put(t.Context(), reading(n)))
-		if m, err, _ := next(); m != reading(n) || err != nil {
-			t.Fatal(n, m, err)
-		}
+		reader.gets(put(t, sink, reading(n))...)
 	}
 }
 
@@ -2098,9 +2089,7 @@ func loaded(t *testing.T, elements ...element) (there *casty.System, sink *casty
 	there = startWith(t, casty.Config{MaxMessage: 10_000, Heartbeat: 500 * time.Millisecond, Seeds: []string{a.Address()}, Mailbox: 20_000})
 	producer = spawn(t, a, "producer", casty.StreamProducer[element](len(elements)))
 	sink = getSink(t, a, producer)
-	for _, e := range elements {
-		noError(t, sink.Put(t.Context(), e))
-	}
+	put(t, sink, elements...)
 	return there, sink, producer
 }
 
@@ -4261,9 +4250,7 @@ func TestRivalPastTheEnd(t *testing.T) {
 		producer.Tell(client, casty.StreamDemand[element]{Consumer: served, Demand: 5})
 		time.Sleep(2 * time.Second)
 		cut() // nobody can dial a client: what is for it is not even encoded
-		for i, f := range []flaw{"", "encode", "", "", ""} {
-			noError(t, sink.Put(t.Context(), element{N: i, Flaw: f}))
-		}
+		put(t, sink, element{N: 0}, element{N: 1, Flaw: "encode"}, element{N: 2}, element{N: 3}, element{N: 4})
 		synctest.Wait()
 		producer.Tell(left, casty.Subscribe[element]{Consumer: rival, From: 4})
 		n.locked(func() { n.refuse(there, nil) })
