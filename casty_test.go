@@ -1097,7 +1097,7 @@ func TestLaddersShowRealStreams(t *testing.T) {
 		ladders = append(ladders, message.FindAllString(block, -1))
 	}
 	wantEqual(t, len(ladders), 2)
-	says := func(t *testing.T, said scribe, want []string) {
+	says := func(t *testing.T, said <-chan string, want []string) {
 		t.Helper()
 		var got []string
 		for len(said) > 0 {
@@ -1105,9 +1105,9 @@ func TestLaddersShowRealStreams(t *testing.T) {
 		}
 		wantEqual(t, got, want)
 	}
-	begin := func(t *testing.T, n *memNetwork) (said scribe, sink *casty.SinkRef[string], source *casty.SourceRef[string]) {
-		said = make(scribe, 100)
-		n.logger = slog.New(said)
+	begin := func(t *testing.T, n *memNetwork) (said chan string, sink *casty.SinkRef[string], source *casty.SourceRef[string]) {
+		said = make(chan string, 100)
+		n.logger = scribe(said)
 		left, right := n.node(t, "left"), n.node(t, "right", "left:1")
 		producer := spawn(t, left, "producer", casty.StreamProducer[string](2))
 		sink = getSink(t, left, producer)
@@ -1154,35 +1154,27 @@ func TestLaddersShowRealStreams(t *testing.T) {
 	})
 }
 
-// A scribe is a log handler that writes down what the ends of a stream of strings
-// tell each other, as the README does. It does so at once, as the elements are
-// their receiver's later.
-type scribe chan string
-
-func (scribe) Enabled(context.Context, slog.Level) bool { return true }
-func (s scribe) WithAttrs([]slog.Attr) slog.Handler     { return s }
-func (s scribe) WithGroup(string) slog.Handler          { return s }
-
-func (s scribe) Handle(_ context.Context, line slog.Record) error {
-	if line.Message != "casty: told" {
-		return nil
-	}
-	line.Attrs(func(a slog.Attr) bool {
-		switch m := a.Value.Any().(type) {
-		case casty.Subscribe[string]:
-			s <- fmt.Sprintf("Subscribe{From: %d}", m.From)
-		case casty.StreamDemand[string]:
-			s <- fmt.Sprintf("StreamDemand{Received: %d, Demand: %d}", m.Received, m.Demand)
-		case casty.Subscribed[string]:
-			s <- fmt.Sprintf("Subscribed{%d}", m.Seq)
-		case casty.StreamElement[string]:
-			s <- fmt.Sprintf("StreamElement{%d, %v}", m.Seq, m.Elements)
-		case casty.StreamCompleted[string]:
-			s <- fmt.Sprintf("StreamCompleted{%d}", m.Seq)
+// scribe is a log that writes down what the ends of a stream of strings tell each
+// other, as the README does. It does so at once, as the elements are their
+// receiver's later.
+func scribe(said chan<- string) *slog.Logger {
+	return slog.New(wiretap(func(deed string, _, _ casty.Address, message any) {
+		if deed != "casty: told" {
+			return
 		}
-		return true
-	})
-	return nil
+		switch m := message.(type) {
+		case casty.Subscribe[string]:
+			said <- fmt.Sprintf("Subscribe{From: %d}", m.From)
+		case casty.StreamDemand[string]:
+			said <- fmt.Sprintf("StreamDemand{Received: %d, Demand: %d}", m.Received, m.Demand)
+		case casty.Subscribed[string]:
+			said <- fmt.Sprintf("Subscribed{%d}", m.Seq)
+		case casty.StreamElement[string]:
+			said <- fmt.Sprintf("StreamElement{%d, %v}", m.Seq, m.Elements)
+		case casty.StreamCompleted[string]:
+			said <- fmt.Sprintf("StreamCompleted{%d}", m.Seq)
+		}
+	}))
 }
 
 // The README's timeline of a peer that falls silent, at several times between
@@ -1781,27 +1773,15 @@ func TestEndIsHeardBeforeClose(t *testing.T) {
 	}
 }
 
-// A slowLog takes its time over what a producer says.
-type slowLog struct{ slog.Handler }
-
-func (slowLog) Enabled(context.Context, slog.Level) bool { return true }
-
-func (slowLog) Handle(_ context.Context, r slog.Record) error {
-	r.Attrs(func(a slog.Attr) bool {
-		from, _ := a.Value.Any().(casty.Address)
-		if a.Key == "from" && strings.HasSuffix(from.Name, "-producer") && r.Message == "casty: told" {
-			time.Sleep(time.Millisecond)
-		}
-		return true
-	})
-	return nil
-}
-
 // But what comes faster than the producer reads it must not keep it from stopping.
 // Here its log makes it slow.
 func TestFloodKeepsNoProducerFromStopping(t *testing.T) {
 	simulated(t, func(t *testing.T, _ *memNetwork) {
-		system := casty.NewSystem(casty.Config{Logger: slog.New(slowLog{slog.DiscardHandler})})
+		system := casty.NewSystem(casty.Config{Logger: slog.New(wiretap(func(deed string, from, _ casty.Address, _ any) {
+			if deed == "casty: told" && strings.HasSuffix(from.Name, "-producer") {
+				time.Sleep(time.Millisecond)
+			}
+		}))})
 		defer system.Close()
 		_, producer := newSink(t, system, 0)
 		me := spawn(t, system, "me", deaf[toConsumer])
