@@ -643,7 +643,7 @@ func (a *authority) issue(lasts time.Duration, template *x509.Certificate) (*x50
 	return must(x509.ParseCertificate(raw)), key
 }
 
-// must is for what has nothing to do with the package.
+// must is for the examples, and for what has nothing to do with the package.
 func must[T any](value T, err error) T {
 	if err != nil {
 		panic(err)
@@ -821,17 +821,11 @@ func Example() {
 
 // A node needs the address of another that is there, or will be.
 func ExampleStartNode() {
-	first, err := casty.StartNode(casty.Config{Address: "127.0.0.1:0"}) // port 0 picks a free one
-	if err != nil {
-		log.Fatal(err)
-	}
+	first := must(casty.StartNode(casty.Config{Address: "127.0.0.1:0"})) // port 0 picks a free one
 	defer first.Close()
-	second, err := casty.StartNode(casty.Config{Seeds: []string{first.Address()}})
-	if err != nil {
-		log.Fatal(err)
-	}
+	second := must(casty.StartNode(casty.Config{Seeds: []string{first.Address()}}))
 	defer second.Close()
-	err = casty.WaitForMembers(context.Background(), second, 2)
+	err := casty.WaitForMembers(context.Background(), second, 2)
 	fmt.Println(len(casty.Members(second)), "members, error:", err)
 	// Output: 2 members, error: <nil>
 }
@@ -841,29 +835,20 @@ func ExampleStartNode() {
 func ExampleConnect() {
 	type hello struct{ ReplyTo casty.ActorRef[string] }
 	greeters := casty.NewServiceKey[hello]("greeter")
-	node, err := casty.StartNode(casty.Config{})
-	if err != nil {
-		log.Fatal(err)
-	}
+	node := must(casty.StartNode(casty.Config{}))
 	defer node.Close()
-	greeter, err := casty.Spawn(node, "greeter", func(self *casty.Actor[hello]) {
+	greeter := must(casty.Spawn(node, "greeter", func(self *casty.Actor[hello]) {
 		for m := range self.Messages() {
 			m.ReplyTo.Tell(self, "hello from a node")
 		}
-	})
-	if err != nil {
-		log.Fatal(err)
-	}
+	}))
 	if err := casty.Register(node, greeters, greeter); err != nil {
 		log.Fatal(err)
 	}
 
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	client, err := casty.Connect(ctx, casty.Config{Seeds: []string{node.Address()}})
-	if err != nil {
-		log.Fatal(err)
-	}
+	client := must(casty.Connect(ctx, casty.Config{Seeds: []string{node.Address()}}))
 	defer client.Close()
 	for listing := range casty.Listings(ctx, client, greeters) {
 		for _, instance := range listing.Instances {
@@ -879,10 +864,7 @@ func ExampleListings() {
 	system := casty.NewSystem(casty.Config{})
 	defer system.Close()
 	printers := casty.NewServiceKey[string]("printer")
-	printer, err := casty.Spawn(system, "printer-1", func(self *casty.Actor[string]) { <-self.Done() })
-	if err != nil {
-		log.Fatal(err)
-	}
+	printer := must(casty.Spawn(system, "printer-1", func(self *casty.Actor[string]) { <-self.Done() }))
 	if err := casty.Register(system, printers, printer); err != nil {
 		log.Fatal(err)
 	}
@@ -904,17 +886,14 @@ func ExampleSpawn() {
 	system := casty.NewSystem(casty.Config{})
 	defer system.Close()
 	total := make(chan int)
-	adder, err := casty.Spawn(system, "adder", func(self *casty.Actor[int]) {
+	adder := must(casty.Spawn(system, "adder", func(self *casty.Actor[int]) {
 		sum := 0
 		for n := range self.Messages() {
 			if sum += n; n == 0 {
 				total <- sum
 			}
 		}
-	})
-	if err != nil {
-		log.Fatal(err)
-	}
+	}))
 	for _, n := range []int{1, 2, 3, 0} {
 		adder.Tell(system, n)
 	}
@@ -930,14 +909,11 @@ func ExampleAsk() {
 	}
 	system := casty.NewSystem(casty.Config{})
 	defer system.Close()
-	squarer, err := casty.Spawn(system, "squarer", func(self *casty.Actor[square]) {
+	squarer := must(casty.Spawn(system, "squarer", func(self *casty.Actor[square]) {
 		for m := range self.Messages() {
 			m.ReplyTo.Tell(self, m.N*m.N)
 		}
-	})
-	if err != nil {
-		log.Fatal(err)
-	}
+	}))
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	fmt.Println(casty.Ask(ctx, system, squarer, func(replyTo casty.ActorRef[int]) square {
@@ -950,10 +926,7 @@ func ExampleAsk() {
 func ExampleActorRef_Watch() {
 	system := casty.NewSystem(casty.Config{})
 	defer system.Close()
-	worker, err := casty.Spawn(system, "worker", func(self *casty.Actor[string]) { <-self.Done() })
-	if err != nil {
-		log.Fatal(err)
-	}
+	worker := must(casty.Spawn(system, "worker", func(self *casty.Actor[string]) { <-self.Done() }))
 	ended := worker.Watch(context.Background(), system)
 	casty.Stop(system, worker)
 	fmt.Println(errors.Is(<-ended, casty.ErrStopped))
@@ -964,19 +937,13 @@ func ExampleActorRef_Watch() {
 func ExampleSinkRef() {
 	system := casty.NewSystem(casty.Config{})
 	defer system.Close()
-	producer, err := casty.Spawn(system, "numbers", casty.StreamProducer[int](2))
-	if err != nil {
-		log.Fatal(err)
-	}
-	sink, err := casty.GetSink(context.Background(), system, producer)
-	if err != nil {
-		log.Fatal(err)
-	}
+	producer := must(casty.Spawn(system, "numbers", casty.StreamProducer[int](2)))
+	sink := must(casty.GetSink(context.Background(), system, producer))
 	fmt.Println(sink.Put(context.Background(), 0))
 	fmt.Println(sink.Put(context.Background(), 1))
 	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
 	defer cancel()
-	err = sink.Put(ctx, 2)
+	err := sink.Put(ctx, 2)
 	fmt.Println(errors.Is(err, context.DeadlineExceeded))
 	// Output:
 	// <nil>
@@ -989,10 +956,7 @@ func ExampleSourceRef() {
 	ctx := context.Background()
 	system := casty.NewSystem(casty.Config{})
 	defer system.Close()
-	producer, err := casty.Spawn(system, "numbers", casty.StreamProducer[int](2))
-	if err != nil {
-		log.Fatal(err)
-	}
+	producer := must(casty.Spawn(system, "numbers", casty.StreamProducer[int](2)))
 	cancelled := make(chan bool)
 	go func() {
 		sink, err := casty.GetSink(ctx, system, producer)
@@ -1001,14 +965,8 @@ func ExampleSourceRef() {
 		}
 		cancelled <- errors.Is(err, casty.ErrCancelled)
 	}()
-	consumer, err := casty.Spawn(system, "reader", casty.StreamConsumer(producer, casty.Window(4)))
-	if err != nil {
-		log.Fatal(err)
-	}
-	source, err := casty.GetSource(ctx, system, consumer)
-	if err != nil {
-		log.Fatal(err)
-	}
+	consumer := must(casty.Spawn(system, "reader", casty.StreamConsumer(producer, casty.Window(4))))
+	source := must(casty.GetSource(ctx, system, consumer))
 	for n, err := range source.All(ctx) {
 		if fmt.Println(n, err); n == 2 {
 			break
@@ -1026,13 +984,10 @@ func ExampleSourceRef() {
 // by tls.LoadX509KeyPair and x509.CertPool's AppendCertsFromPEM.
 func ExampleConfig_tls() {
 	authority, quiet := newAuthority(), slog.New(slog.DiscardHandler)
-	node, err := casty.StartNode(casty.Config{Logger: quiet, TLS: &tls.Config{
+	node := must(casty.StartNode(casty.Config{Logger: quiet, TLS: &tls.Config{
 		Certificates: authority.config(time.Hour, "127.0.0.1").Certificates, // valid for the host in its Address
 		RootCAs:      authority.pool,                                        // of those who dial, too
-	}})
-	if err != nil {
-		log.Fatal(err)
-	}
+	}}))
 	defer node.Close()
 	for _, c := range []struct {
 		certificate string
