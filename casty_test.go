@@ -1851,35 +1851,30 @@ func TestStream(t *testing.T) {
 }
 
 func TestLeavingTheLoopCancels(t *testing.T) {
-	leave := map[string]func(t *testing.T, source *casty.SourceRef[int]){
-		"break": func(t *testing.T, source *casty.SourceRef[int]) {
-			for range source.All(t.Context()) {
-				break
-			}
-		},
-		"panic": func(t *testing.T, source *casty.SourceRef[int]) {
-			defer func() { recover() }()
-			for range source.All(t.Context()) {
-				panic("in the loop")
-			}
-		},
-		"context": func(t *testing.T, source *casty.SourceRef[int]) {
-			ctx, cancel := context.WithCancel(t.Context())
-			defer cancel()
-			var last error
-			for _, err := range source.All(ctx) {
-				cancel()
-				last = err
-			}
-			wantError(t, last, context.Canceled)
-		},
-	}
 	for _, at := range places(t) {
-		for how, leave := range leave {
+		for how, want := range map[string]error{"return": nil, "panic": nil, "context": context.Canceled} {
 			t.Run(at.name+"/"+how, func(t *testing.T) {
 				sink, producer := newSink(t, at.producer, 4)
 				puts := putAll(t, sink, 1_000_000)
-				leave(t, getSource(t, at.consumer, spawn(t, at.consumer, "consumer", casty.StreamConsumer(producer))))
+				source := getSource(t, at.consumer, spawn(t, at.consumer, "consumer", casty.StreamConsumer(producer)))
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				var last error
+				func() {
+					defer func() { recover() }()
+					for _, last = range source.All(ctx) {
+						switch how {
+						case "return":
+							return
+						case "panic":
+							panic("in the loop")
+						}
+						cancel()
+					}
+				}()
+				if !errors.Is(last, want) {
+					t.Errorf("the loop has ended with %v", last)
+				}
 				wantError(t, receive(t, puts.err), casty.ErrCancelled, "casty: put to ", producer.String(), "cancelled")
 				wantError(t, sink.Complete(t.Context()), casty.ErrCancelled, "casty: complete "+producer.String())
 				wantError(t, receive(t, producer.Watch(t.Context(), at.producer)), casty.ErrStopped)
