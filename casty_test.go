@@ -4124,39 +4124,26 @@ func TestRivalPastTheEnd(t *testing.T) {
 	})
 }
 
+// A producer and its node are replaced by others of their names, with another
+// stream: whoever has taken elements of the first is told so, and not left to wait,
+// even if its ref stands for whoever has the name.
 func TestProducerIsReplacedByAnother(t *testing.T) {
-	simulated(t, func(t *testing.T, n *memNetwork) {
-		left, right := n.node(t, "left"), n.node(t, "right", "left:1")
-		sink, producer := newSink(t, left, 0)
-		reader := newReader(t, right, producer)
-		reader.gets(put(t, sink, 0, 1, 2)...)
-		n.locked(func() { n.down(5 * time.Second) })
-		left.Close()
-		sink, _ = newSink(t, n.node(t, "left"), 16)
-		put(t, sink, 0, 1, 2, 3, 4)
-		reader.endsWith(casty.ErrCannotResume)
-	})
-}
-
-// A ref without an incarnation stands for whoever has the name. The successor of
-// a producer has another stream: whoever has taken elements of the first is told
-// so, and not left to wait.
-func TestSuccessorHasAnotherStream(t *testing.T) {
-	simulated(t, func(t *testing.T, n *memNetwork) {
-		left, right := n.node(t, "left"), n.node(t, "right", "left:1")
-		produce := func(elements ...int) (producer casty.ActorRef[toProducer]) {
-			producer = must(casty.Spawn(left, "numbers", casty.StreamProducer[int](16)))
-			put(t, getSink(t, left, producer), elements...)
-			return producer
-		}
-		first := produce(0, 1, 2)
-		reader := newReader(t, right, refTo[toProducer](t, "casty://casty@left:1/numbers"))
-		reader.gets(0, 1, 2)
-		casty.Stop(left, first)
-		receive(t, first.Watch(t.Context(), left))
-		produce(10, 11, 12, 13)
-		takes(t, 0, 5*time.Second, func() { reader.endsWith(casty.ErrCannotResume) })
-	})
+	for _, anybody := range []bool{false, true} {
+		simulated(t, func(t *testing.T, n *memNetwork) {
+			left, right := n.node(t, "left"), n.node(t, "right", "left:1")
+			sink, producer := newSink(t, left, 16)
+			if anybody {
+				producer = refTo[toProducer](t, producer.String())
+			}
+			reader := newReader(t, right, producer)
+			reader.gets(put(t, sink, 0, 1, 2)...)
+			n.locked(func() { n.down(5 * time.Second) })
+			left.Close()
+			sink, _ = newSink(t, n.node(t, "left"), 16)
+			put(t, sink, 0, 1, 2, 3, 4)
+			takes(t, 0, 10*time.Second, func() { reader.endsWith(casty.ErrCannotResume) })
+		})
+	}
 }
 
 func TestQuietProducer(t *testing.T) {
