@@ -1315,8 +1315,7 @@ func TestAskAndWatch(t *testing.T) {
 
 // Of two replies one is read, and the other is a dead letter, whenever it comes.
 func TestSecondReplyIsADeadLetter(t *testing.T) {
-	inBubble(t, func(t *testing.T) {
-		system := local(t)
+	inOneSystem(t, func(t *testing.T, system *casty.System) {
 		twice := spawn(t, system, "twice", func(self *casty.Actor[double]) {
 			for m := range self.Messages() {
 				m.ReplyTo.Tell(self, 1)
@@ -1336,8 +1335,7 @@ func TestSecondReplyIsADeadLetter(t *testing.T) {
 // Who has no time left does not ask, and does not subscribe; who runs out of
 // it stops waiting.
 func TestAskAndGetSourceEndWithTheirContext(t *testing.T) {
-	inBubble(t, func(t *testing.T) {
-		system := local(t)
+	inOneSystem(t, func(t *testing.T, system *casty.System) {
 		mute, asked := played[double](t, system, "mute")
 		producer, subscribed := played[toProducer](t, system, "producer")
 		consumer := spawn(t, system, "consumer", casty.StreamConsumer(producer))
@@ -1517,9 +1515,7 @@ func TestTypesOfOneName(t *testing.T) {
 	ref := spawn(t, a, "scanner", deaf[goscanner.Scanner])
 	mistaken := refTo[textscanner.Scanner](t, ref.Address().URI())
 	for _, at := range []*casty.System{a, b} {
-		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
-		defer cancel()
-		_, err := casty.Ask(ctx, at, mistaken, func(casty.ActorRef[int]) (m textscanner.Scanner) { return m })
+		_, err := casty.Ask(within(t, 5*time.Second), at, mistaken, func(casty.ActorRef[int]) (m textscanner.Scanner) { return m })
 		wantError(t, err, casty.ErrWrongType, "go/scanner.Scanner", "text/scanner.Scanner")
 	}
 }
@@ -1563,14 +1559,13 @@ func TestSettingsWithoutAnError(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		system := casty.NewSystem(casty.Config{Mailbox: -1, Heartbeat: -1, MaxMessage: -1, Logger: logger(t)})
 		defer system.Close()
+		large := casty.NewSystem(casty.Config{Mailbox: math.MaxInt, Logger: logger(t)})
+		defer large.Close()
+		spawn(t, large, "actor", deaf[int])
 		for _, window := range []int{math.MinInt, 0, math.MaxInt} {
 			sink, producer := newSink(t, system, -1)
-			large := casty.NewSystem(casty.Config{Mailbox: math.MaxInt, Logger: logger(t)})
-			defer large.Close()
-			spawn(t, large, "actor", deaf[int])
 			puts := putAll(t, sink, 10)
-			wantEqual(t, consume(t, system, producer, casty.Window(window)), upTo(10))
-			noError(t, <-puts.err)
+			puts.allArrived(t, consume(t, system, producer, casty.Window(window)))
 			synctest.Wait()
 		}
 	})
@@ -1578,8 +1573,7 @@ func TestSettingsWithoutAnError(t *testing.T) {
 
 // The end of its context ends a loop, whatever is there already.
 func TestLoopEndsWithItsContext(t *testing.T) {
-	inBubble(t, func(t *testing.T) {
-		system := local(t)
+	inOneSystem(t, func(t *testing.T, system *casty.System) {
 		producer, heard := played[toProducer](t, system, "producer")
 		source := getSource(t, system, spawn(t, system, "consumer", casty.StreamConsumer(producer)))
 		consumer := hear[casty.Subscribe[int]](t, heard).Consumer
@@ -1628,8 +1622,7 @@ func TestWindowFitsTheMailbox(t *testing.T) {
 // stream.go: streams, first inside one system and in simulated time.
 
 func TestPutBlocksUntilThereIsDemand(t *testing.T) {
-	inBubble(t, func(t *testing.T) {
-		system := local(t)
+	inOneSystem(t, func(t *testing.T, system *casty.System) {
 		sink, producer := newSink(t, system, 3)
 		puts := putAll(t, sink, 100)
 		havePut := func(want int) {
@@ -1657,8 +1650,7 @@ func TestPutBlocksUntilThereIsDemand(t *testing.T) {
 
 // The system's scheduler may keep a goroutine from its turn, but not for long.
 func TestPutsTakeTurns(t *testing.T) {
-	inBubble(t, func(t *testing.T) {
-		system := local(t)
+	inOneSystem(t, func(t *testing.T, system *casty.System) {
 		sink, producer := newSink(t, system, 0)
 		for goroutine := range 4 {
 			go func() {
@@ -1682,8 +1674,7 @@ func TestPutsTakeTurns(t *testing.T) {
 }
 
 func TestEndReleasesPut(t *testing.T) {
-	inBubble(t, func(t *testing.T) {
-		system := local(t)
+	inOneSystem(t, func(t *testing.T, system *casty.System) {
 		sink, producer := newSink(t, system, 0)
 		puts := putAll(t, sink, 1)
 		synctest.Wait()
@@ -1749,8 +1740,7 @@ func TestFloodKeepsNoProducerFromStopping(t *testing.T) {
 // or again, rewinds the producer at most, and never past what it has dropped.
 // Nothing is sent that was not demanded.
 func TestLateWordsDoNoHarm(t *testing.T) {
-	inBubble(t, func(t *testing.T) {
-		system := local(t)
+	inOneSystem(t, func(t *testing.T, system *casty.System) {
 		sink, producer := newSink(t, system, 0)
 		putAll(t, sink, 10)
 		me, heard := played[toConsumer](t, system, "me")
@@ -1779,8 +1769,7 @@ func TestLateWordsDoNoHarm(t *testing.T) {
 // Who subscribes while another is served waits, until that one has spoken or
 // has stopped; it has no say, and neither has nobody.
 func TestRivalWaits(t *testing.T) {
-	inBubble(t, func(t *testing.T) {
-		system := local(t)
+	inOneSystem(t, func(t *testing.T, system *casty.System) {
 		sink, producer := newSink(t, system, 0)
 		putAll(t, sink, 10)
 		first, _ := played[toConsumer](t, system, "first")
@@ -1799,8 +1788,7 @@ func TestRivalWaits(t *testing.T) {
 // An element answers a Subscribe whose Subscribed has been lost: as long as
 // elements come, nobody is given up.
 func TestElementsAreAnAnswer(t *testing.T) {
-	inBubble(t, func(t *testing.T) {
-		system := local(t)
+	inOneSystem(t, func(t *testing.T, system *casty.System) {
 		producer, heard := played[toProducer](t, system, "producer")
 		reader := newReader(t, system, producer, casty.PeerTimeout(10*time.Second))
 		reader.consumer.Tell(system, casty.Subscribed[int]{})
@@ -1822,8 +1810,7 @@ func TestElementsAreAnAnswer(t *testing.T) {
 // but not before it has been asked again and again.
 func TestMuteProducerIsGivenUp(t *testing.T) {
 	for timeout, least := range map[time.Duration]time.Duration{1: 5 * time.Second, time.Minute: time.Minute} {
-		inBubble(t, func(t *testing.T) {
-			system := local(t)
+		inOneSystem(t, func(t *testing.T, system *casty.System) {
 			mute, heard := played[toProducer](t, system, "mute")
 			takes(t, least, least+2*time.Second, func() {
 				_, err := tryConsume(t, system, mute, casty.PeerTimeout(timeout))
@@ -2648,8 +2635,7 @@ func TestHostileProducer(t *testing.T) {
 		{"a refusal that is late", []toConsumer{start{0}, casty.StreamRefused[int]{Reason: "no"}, run{0, []int{0}}, end{1}}, upTo(1), nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			inBubble(t, func(t *testing.T) {
-				system := local(t)
+			inOneSystem(t, func(t *testing.T, system *casty.System) {
 				producer, heard := played[toProducer](t, system, "producer")
 				consumer := spawn(t, system, "consumer", casty.StreamConsumer(producer, casty.Window(4)))
 				consumer.Tell(system, run{0, []int{9}}) // before it has subscribed
@@ -2716,17 +2702,14 @@ func TestServicesAreListedEverywhere(t *testing.T) {
 
 // What is listed is the loop's, which may shuffle it.
 func TestListingsAreYours(t *testing.T) {
-	inBubble(t, func(t *testing.T) {
-		system := local(t)
+	inOneSystem(t, func(t *testing.T, system *casty.System) {
 		keys := []casty.ServiceKey[int]{casty.NewServiceKey[int]("yours"), casty.NewServiceKey[int]("other")}
 		for name := range 3 {
 			spawn(t, system, fmt.Sprint(name), casty.Discoverable(keys[0], deaf[int]))
 		}
 		synctest.Wait()
 		turns := 0
-		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-		defer cancel()
-		for listing := range casty.Listings(ctx, system, keys[0]) {
+		for listing := range casty.Listings(within(t, time.Second), system, keys[0]) {
 			turns++
 			slices.Reverse(listing.Instances)
 			if turns == 1 {
@@ -4312,6 +4295,11 @@ func oneProcessorForRaces(t *testing.T) {
 		before := runtime.GOMAXPROCS(1)
 		t.Cleanup(func() { runtime.GOMAXPROCS(before) })
 	}
+}
+
+// inOneSystem runs a test in simulated time, without a network.
+func inOneSystem(t *testing.T, test func(t *testing.T, system *casty.System)) {
+	inBubble(t, func(t *testing.T) { test(t, local(t)) })
 }
 
 // simulated runs a test on a network in memory, in simulated time, and an hour of
