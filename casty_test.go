@@ -1041,13 +1041,11 @@ func TestLaddersShowRealStreams(t *testing.T) {
 		ladders = append(ladders, message.FindAllString(block, -1))
 	}
 	wantEqual(t, len(ladders), 2)
-	says := func(t *testing.T, said <-chan string, want []string) {
-		t.Helper()
-		var got []string
+	all := func(said <-chan string) (so []string) {
 		for len(said) > 0 {
-			got = append(got, <-said)
+			so = append(so, <-said)
 		}
-		wantEqual(t, got, want)
+		return so
 	}
 	begin := func(t *testing.T, n *memNetwork) (said chan string, sink *casty.SinkRef[string], source *casty.SourceRef[string]) {
 		said = make(chan string, 100)
@@ -1067,14 +1065,13 @@ func TestLaddersShowRealStreams(t *testing.T) {
 			synctest.Wait()
 		}
 		for element, err := range source.All(t.Context()) {
-			if synctest.Wait(); err != nil {
-				t.Fatal(err)
-			}
+			noError(t, err)
+			synctest.Wait()
 			if element == "c" { // what is behind it is acknowledged without being processed
 				noError(t, sink.Complete(t.Context()))
 			}
 		}
-		says(t, said, ladders[0])
+		wantEqual(t, all(said), ladders[0])
 	})
 	simulated(t, func(t *testing.T, n *memNetwork) {
 		said, sink, source := begin(t, n)
@@ -1083,9 +1080,7 @@ func TestLaddersShowRealStreams(t *testing.T) {
 			}
 		}()
 		time.Sleep(1500 * time.Millisecond) // between heartbeats
-		for len(said) > 0 {
-			<-said
-		}
+		all(said)                           // which the ladder leaves out
 		n.locked(func() { n.stall(ltr, true) })
 		put(t, sink, "c")
 		synctest.Wait()
@@ -1094,7 +1089,7 @@ func TestLaddersShowRealStreams(t *testing.T) {
 			n.cut(ltr)
 		})
 		time.Sleep(2 * time.Second)
-		says(t, said, ladders[1])
+		wantEqual(t, all(said), ladders[1])
 	})
 }
 
@@ -4465,14 +4460,13 @@ func (n *memNetwork) owned(t *testing.T, host string, s *casty.System, err error
 
 // close closes a system, which must not take long.
 func (n *memNetwork) close(t *testing.T, s *casty.System) {
-	host, start := n.host(s), time.Now()
+	host := n.host(s)
 	n.locked(func() { delete(n.systems, host) })
-	if err := s.Close(); err != nil {
-		t.Errorf("close %s: %v", host, err)
-	}
-	if took := time.Since(start); took > 5*time.Second {
-		t.Errorf("to close %s took %v", host, took)
-	}
+	takes(t, 0, 5*time.Second, func() {
+		if err := s.Close(); err != nil {
+			t.Errorf("close %s: %v", host, err)
+		}
+	})
 }
 
 // living are the systems that have not been closed.
