@@ -685,7 +685,7 @@ func takes(t testing.TB, least, most time.Duration, something func()) {
 	start := time.Now()
 	something()
 	if took := time.Since(start); took < least || took > most {
-		t.Errorf("it took %v", took)
+		t.Errorf("it took %v, instead of %v to %v", took, least, most)
 	}
 }
 
