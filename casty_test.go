@@ -124,8 +124,7 @@ type place struct {
 
 // places starts a small cluster and a client, and returns the pairs in it.
 func places(t *testing.T) []place {
-	a := startNode(t)
-	b := startNode(t, a.Address())
+	a, b := twoNodes(t)
 	client := connect(t, a)
 	waitForMembers(t, client, a, b)
 	return []place{{"one system", a, a}, {"node to node", a, b}, {"node to client", b, client}, {"client to node", client, a}}
@@ -149,6 +148,12 @@ func local(t testing.TB) *casty.System {
 func startNode(t testing.TB, seeds ...string) *casty.System {
 	t.Helper()
 	return startWith(t, casty.Config{Seeds: seeds})
+}
+
+func twoNodes(t testing.TB) (from, to *casty.System) {
+	t.Helper()
+	from = startNode(t)
+	return from, startNode(t, from.Address())
 }
 
 func startWith(t testing.TB, cfg casty.Config) *casty.System {
@@ -1496,8 +1501,7 @@ func TestSpawnRefusesWhatCannotTravel(t *testing.T) {
 
 // Packages of one name are not one package.
 func TestTypesOfOneName(t *testing.T) {
-	a := startNode(t)
-	b := startNode(t, a.Address())
+	a, b := twoNodes(t)
 	ref := spawn(t, a, "scanner", deaf[goscanner.Scanner])
 	mistaken := refTo[textscanner.Scanner](t, ref.Address().URI())
 	for _, at := range []*casty.System{a, b} {
@@ -2473,8 +2477,7 @@ func TestLostMessagesAreDeadLetters(t *testing.T) {
 
 // Two that claim the address of a live node do not get what is sent to it.
 func TestClaimingAnAddressStealsNothing(t *testing.T) {
-	a := startNode(t)
-	b := startNode(t, a.Address())
+	a, b := twoNodes(t)
 	waitForMembers(t, a, a, b)
 	ref := spawn(t, b, "doubler", doubler)
 	for range 2 {
@@ -2662,8 +2665,7 @@ func TestBurstIsLetGo(t *testing.T) {
 
 func TestServicesAreListedEverywhere(t *testing.T) {
 	key := casty.NewServiceKey[double]("doubler")
-	a := startNode(t)
-	b := startNode(t, a.Address())
+	a, b := twoNodes(t)
 	client := connect(t, a)
 	ref := spawn(t, b, "doubler", doubler)
 	noError(t, casty.Register(b, key, ref))
@@ -2884,8 +2886,7 @@ func TestCleanExitIsQuiet(t *testing.T) {
 
 func TestCloseLeavesNoGoroutine(t *testing.T) {
 	before := runtime.NumGoroutine()
-	a := startNode(t)
-	b := startNode(t, a.Address())
+	a, b := twoNodes(t)
 	client := connect(t, a)
 	var sinks []puts
 	var sources []*casty.SourceRef[int]
@@ -5446,12 +5447,6 @@ func processorTime() time.Duration {
 	times := []metrics.Sample{{Name: "/cpu/classes/total:cpu-seconds"}, {Name: "/cpu/classes/idle:cpu-seconds"}}
 	metrics.Read(times)
 	return time.Duration((times[0].Value.Float64() - times[1].Value.Float64()) * float64(time.Second))
-}
-
-func twoNodes(b *testing.B) (from, to *casty.System) {
-	b.Helper()
-	from = startNode(b)
-	return from, startNode(b, from.Address())
 }
 
 // ends starts a stream.
