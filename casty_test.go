@@ -3174,11 +3174,10 @@ func (r *run) run() {
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
 	r.start(ctx)
-	var troubles, users, besides sync.WaitGroup
+	var troubles, users sync.WaitGroup
 	for _, trouble := range []func(context.Context){r.faults, r.bar, r.restart} {
 		troubles.Go(func() { trouble(ctx) })
 	}
-	besides.Go(func() { r.watchListing(ctx, r.first) })
 	users.Go(func() { r.produce(ctx) })
 	users.Go(func() { r.consume(ctx) })
 	calm, over := make(chan bool), make(chan bool)
@@ -3187,7 +3186,6 @@ func (r *run) run() {
 	r.ends(calm, over)
 	cancel()
 	<-calm
-	besides.Wait()
 	for _, holds := range []func(){r.inOrder, r.nothingLost, r.cleanEnd, r.sameEnd, r.servedWell, r.listed} {
 		holds()
 	}
@@ -3302,23 +3300,6 @@ func (r *run) kill(system *casty.System, death string) {
 		r.net.isolate(system)
 	}
 	r.net.close(r.T, system)
-}
-
-// watchListing sees whether the producer's node stays listed for its consumer. On a
-// link that carries a few hundred bytes in a heartbeat it need not: announcements
-// wait behind elements.
-func (r *run) watchListing(ctx context.Context, at *casty.System) {
-	if !r.calm() || r.Room < 1000 && r.Latency > 100*time.Millisecond {
-		return
-	}
-	seen := false
-	for listing := range casty.Listings(ctx, at, landmarks) {
-		listed := slices.ContainsFunc(listing.Instances, func(i casty.ServiceInstance[int]) bool { return i.Node == "node0:1" })
-		if seen && !listed {
-			r.Error("node0 is delisted")
-		}
-		seen = seen || listed
-	}
 }
 
 // produce is the producer's user.
