@@ -1561,30 +1561,35 @@ func TestSettingsWithoutAnError(t *testing.T) {
 	})
 }
 
-// The end of its context ends a loop, whatever is there already.
+// The end of its context ends a loop, and cancels, whatever is there already, and
+// while nothing is.
 func TestLoopEndsWithItsContext(t *testing.T) {
-	inOneSystem(t, func(t *testing.T, system *casty.System) {
-		producer, heard := played[toProducer](t, system, "producer")
-		source := getSource(t, system, spawn(t, system, "consumer", casty.StreamConsumer(producer)))
-		consumer := hear[casty.Subscribe[int]](t, heard).Consumer
-		consumer.Tell(system, casty.Subscribed[int]{})
-		for n := range 100 {
-			consumer.Tell(system, casty.StreamElement[int]{Seq: uint64(n), Elements: []int{n}})
-		}
-		synctest.Wait()
-		ctx, cancel := context.WithCancel(t.Context())
-		defer cancel()
-		var got []int
-		var last error
-		for n, err := range source.All(ctx) {
-			if last = err; err == nil {
-				got = append(got, n)
-				cancel()
+	for _, there := range []int{100, 0} {
+		inOneSystem(t, func(t *testing.T, system *casty.System) {
+			producer, heard := played[toProducer](t, system, "producer")
+			source := getSource(t, system, spawn(t, system, "consumer", casty.StreamConsumer(producer)))
+			consumer := hear[casty.Subscribe[int]](t, heard).Consumer
+			consumer.Tell(system, casty.Subscribed[int]{})
+			for n := range there {
+				consumer.Tell(system, casty.StreamElement[int]{Seq: uint64(n), Elements: []int{n}})
 			}
-		}
-		wantEqual(t, got, upTo(1))
-		wantError(t, last, context.Canceled)
-	})
+			synctest.Wait()
+			ctx, cancel := context.WithCancel(t.Context())
+			time.AfterFunc(time.Second/2, cancel)
+			var got []int
+			var last error
+			for n, err := range source.All(ctx) {
+				if last = err; err == nil {
+					got = append(got, n)
+					cancel()
+				}
+			}
+			wantEqual(t, len(got), min(there, 1))
+			wantError(t, last, context.Canceled)
+			hear[casty.StreamDemand[int]](t, heard)
+			hear[casty.StreamCancel[int]](t, heard)
+		})
+	}
 }
 
 // A consumer has room for its window in messages of one element each, however small
