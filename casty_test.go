@@ -842,14 +842,11 @@ func ExampleConnect() {
 	greeters := casty.NewServiceKey[hello]("greeter")
 	node := must(casty.StartNode(casty.Config{}))
 	defer node.Close()
-	greeter := must(casty.Spawn(node, "greeter", func(self *casty.Actor[hello]) {
+	must(casty.Spawn(node, "greeter", casty.Discoverable(greeters, func(self *casty.Actor[hello]) {
 		for m := range self.Messages() {
 			m.ReplyTo.Tell(self, "hello from a node")
 		}
-	}))
-	if err := casty.Register(node, greeters, greeter); err != nil {
-		log.Fatal(err)
-	}
+	})))
 
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
