@@ -1567,8 +1567,8 @@ func TestLoopEndsWithItsContext(t *testing.T) {
 			source := getSource(t, system, spawn(t, system, "consumer", casty.StreamConsumer(producer)))
 			consumer := hear[casty.Subscribe[int]](t, heard).Consumer
 			consumer.Tell(system, casty.Subscribed[int]{})
-			for n := range there {
-				consumer.Tell(system, casty.StreamElement[int]{Seq: uint64(n), Elements: []int{n}})
+			for run := range slices.Chunk(upTo(there), 50) {
+				consumer.Tell(system, casty.StreamElement[int]{Seq: uint64(run[0]), Elements: run})
 			}
 			synctest.Wait()
 			ctx, cancel := context.WithCancel(t.Context())
@@ -4065,7 +4065,8 @@ func TestRivalPastTheEnd(t *testing.T) {
 // stream: whoever has taken elements of the first is told so, and not left to wait,
 // even if its ref stands for whoever has the name.
 func TestProducerIsReplacedByAnother(t *testing.T) {
-	for _, anybody := range []bool{false, true} {
+	for i := range 4 {
+		anybody, completes := i%2 == 0, i/2 == 0
 		simulated(t, func(t *testing.T, n *memNetwork) {
 			left, right := n.node(t, "left"), n.node(t, "right", "left:1")
 			sink, producer := newSink(t, left, 16)
@@ -4078,6 +4079,9 @@ func TestProducerIsReplacedByAnother(t *testing.T) {
 			left.Close()
 			sink, _ = newSink(t, n.node(t, "left"), 16)
 			put(t, sink, 0, 1, 2, 3, 4)
+			if completes {
+				go sink.Complete(t.Context())
+			}
 			takes(t, 0, 10*time.Second, func() { reader.endsWith(casty.ErrCannotResume) })
 		})
 	}

@@ -362,11 +362,11 @@ func (s *SourceRef[E]) All(ctx context.Context) iter.Seq2[E, error] {
 				return
 			}
 			for i, run := range runs {
-				if ctx.Err() != nil {
-					break // next says why
-				}
 				runs[i] = nil // so that what has been consumed is not kept
 				for _, element := range run {
+					if ctx.Err() != nil {
+						break // next says why
+					}
 					if !yield(element, nil) {
 						return
 					}
@@ -1051,9 +1051,9 @@ func (p *producer[E]) run() {
 		room := p.send()
 		elements, ending := p.sink.elements, p.sink.ending
 		switch {
-		case p.backlog.last != nil || p.refusal != nil:
+		case p.served == nil || p.backlog.last != nil || p.refusal != nil:
 			elements, ending = nil, nil
-		case p.served == nil || p.backlog.end() >= p.served.demand:
+		case p.backlog.end() >= p.served.demand:
 			// No demand: a nil channel never fires, the buffer fills, and Put
 			// blocks. Only the end needs no demand.
 			elements = nil

@@ -27,6 +27,8 @@ import (
 //   - The producer sends at once what it may send: the model does so, too,
 //     before the walk goes on. A queue of the model that is full is a
 //     connection that gets lost.
+//   - The model's producer has taken all elements from the start, the code's when
+//     it first serves somebody. Before that, nobody says that it holds any.
 //   - Demand past the end means the end: the model does not count further.
 //   - Time stands still but for the ticks. At a tick, a consumer repeats itself
 //     or subscribes again; the model permits either, and the code must
@@ -157,6 +159,7 @@ type producerWalk struct {
 	ghost     bool // B is unreachable
 	lostFor   int  // ticks
 	serving   name // before the last step
+	served    bool // somebody has been
 	completed chan error
 }
 
@@ -254,7 +257,10 @@ func (w *producerWalk) nonsense() {
 	x := name(w.IntN(2))
 	m := say(StreamDemand, w.position(w.elements+1), w.position(w.elements+1))
 	if w.IntN(2) == 0 || w.ghost && x == B {
-		m = say(Subscribe, w.position(w.elements+1))
+		m = say(Subscribe, 0)
+		if w.served {
+			m = say(Subscribe, w.position(w.elements+1))
+		}
 	}
 	if w.ghost && w.dead[x] {
 		return
@@ -337,6 +343,7 @@ func (w *producerWalk) expect(want *[2][]message, told [2]message) {
 	if w.serving = w.producer.serves; w.serving != nobody && w.dead[w.serving] {
 		w.expect(want, w.producerLoses(&w.producer))
 	}
+	w.served = w.served || w.producer.serves != nobody
 }
 
 // said is what a consumer has been told since the last time.
