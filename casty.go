@@ -411,8 +411,13 @@ func Stop[M any](in Place, ref ActorRef[M]) {
 // ErrUnsendable), or if the system is closed (ErrClosed). ErrUnreachable means
 // that the question or the reply may be lost, not that nothing was done; it can
 // come up to four heartbeats after a connection was lost, three for its other end
-// to notice and one to spare. A reply that cannot be sent or decoded is a dead letter,
-// and Ask goes on waiting. If ctx has ended before, Ask asks nothing.
+// to notice and one to spare. If ctx has ended before, Ask asks nothing.
+//
+// Give ctx an end, because nobody tells Ask of some losses: of a reply that cannot be
+// sent or decoded; of a question that finds a full mailbox in another process, or is
+// left in one there by an actor whose successor has its name, if the ref stands for
+// whoever has it; and of a reply to a process that has come back within three
+// heartbeats, at the same address, by a peer who has not noticed.
 func Ask[M, R any](ctx context.Context, from Place, to ActorRef[M], ask func(replyTo ActorRef[R]) M) (reply R, err error) {
 	defer doing(&err, "ask %v", to)
 	if ctx.Err() != nil {

@@ -1171,34 +1171,34 @@ func TestLimitsAreThoseOfTheCode(t *testing.T) {
 		code += regexp.MustCompile(`[ \t]+`).ReplaceAllString(read(file), " ")
 	}
 	for row, source := range map[string]string{
-		"| `Config.Name` | casty |":                                           `c.Name = cmp.Or(c.Name, "casty")`,
-		"| `Config.Heartbeat` | 1 s |":                                        "c.Heartbeat = cmp.Or(c.Heartbeat, time.Second)",
-		"| `Config.Mailbox` | 512 messages |":                                 "c.Mailbox = cmp.Or(c.Mailbox, 512)",
-		"| `Config.MaxMessage` | 1 MiB | 4 KiB to 1 GiB":                      "c.MaxMessage = cmp.Or(c.MaxMessage, 1<<20)",
-		"| `Window` | 256 elements | 1 to 65536":                              "streamOptions{window: 256, peerTimeout: 30 * time.Second}",
-		"| `PeerTimeout` | 30 s | five heartbeats":                            "max(o.peerTimeout, 5*heartbeat)",
-		"| Connect, if its context has no deadline | 10 heartbeats |":         "context.WithTimeout(ctx, 10*cfg.Heartbeat)",
-		"| elements that a producer keeps for a consumer | 65536 |":           "maxWindow = 1 << 16",
-		"| elements in one message | 128 |":                                   "maxRun = 128 ",
-		"| a name | 255 bytes |":                                              "len(name) > 255",
-		"| the text of an error for a peer | 1 KiB |":                         "text[:min(len(text), 1024)]",
-		"| silence of a connection | 3 heartbeats |":                          "silence = 3 ",
-		"| dialling, the handshake, the first frame | 10 heartbeats each |":   "patience = 10 ",
-		"| dials under way at once, besides the seeds | 128 |":                "maxDials = 128 ",
-		"| a hello | 4 KiB |":                                                 "maxHello = 4 << 10 ",
-		"| what describes a message's types | 64 KiB |":                       "maxTypes = 64 << 10 ",
-		"| messages that wait for a producer | 128 |":                         "self.resize(128)",
-		"| messages that wait for a consumer | its window, and 64 |":          "self.resize(o.window + 64)",
-		"| what describes types, in all, to one decoder | 4 MiB |":            "maxDescribed = 4 << 20 ",
-		"| bytes that wait for a peer | 16 MiB |":                             "maxQueued = 16 << 20 ",
-		"| of these, if a run of the same stream is there | 512 KiB |":        "maxBulk = 1 << 19 ",
-		"| silence of a node | 4 heartbeats |":                                "unheard = 4 ",
-		"| contacting a lost node | 1000 heartbeats |":                        "triesLost = 1000 ",
-		"| nodes contacted that do not answer | 1000 |":                       "maxStrangers = 1000 ",
-		"| members named in an announcement | 1000 |":                         "maxNamed = 1000 ",
-		"| services of one node | 10,000 |":                                   "maxServices = 10_000 ",
-		"| pauses between a consumer's Subscribes | 8 heartbeats, a third of": "min(8, int(peerTimeout/heartbeat)/3)",
-		"| `Close`, for peers that do not read | 3 heartbeats |":              "time.AfterFunc(r.heartbeats(silence), func() { fail(ErrClosed) })",
+		"| `Config.Name` | casty |":                                                  `c.Name = cmp.Or(c.Name, "casty")`,
+		"| `Config.Heartbeat` | 1 s |":                                               "c.Heartbeat = cmp.Or(c.Heartbeat, time.Second)",
+		"| `Config.Mailbox` | 512 messages |":                                        "c.Mailbox = cmp.Or(c.Mailbox, 512)",
+		"| `Config.MaxMessage` | 1 MiB | 4 KiB to 1 GiB":                             "c.MaxMessage = cmp.Or(c.MaxMessage, 1<<20)",
+		"| `Window` | 256 elements | 1 to 65536":                                     "streamOptions{window: 256, peerTimeout: 30 * time.Second}",
+		"| `PeerTimeout` | 30 s | five heartbeats":                                   "max(o.peerTimeout, 5*heartbeat)",
+		"| Connect, if its context has no deadline | 10 heartbeats |":                "context.WithTimeout(ctx, 10*cfg.Heartbeat)",
+		"| elements that a producer keeps for a consumer | 65536 |":                  "maxWindow = 1 << 16",
+		"| elements in one message | 128 |":                                          "maxRun = 128 ",
+		"| a name | 255 bytes |":                                                     "len(name) > 255",
+		"| the text of an error for a peer | 1 KiB |":                                "text[:min(len(text), 1024)]",
+		"| silence of a connection | 3 heartbeats |":                                 "silence = 3 ",
+		"| dialling, the handshake, the first frame | 10 heartbeats each |":          "patience = 10 ",
+		"| dials under way at once, besides the seeds | 128 |":                       "maxDials = 128 ",
+		"| a hello | 4 KiB |":                                                        "maxHello = 4 << 10 ",
+		"| what describes a message's types | 64 KiB |":                              "maxTypes = 64 << 10 ",
+		"| messages that wait for a producer | 128 |":                                "self.resize(128)",
+		"| messages that wait for a consumer | its window, and 64 |":                 "self.resize(o.window + 64)",
+		"| what describes types, in all, to one decoder | 4 MiB |":                   "maxDescribed = 4 << 20 ",
+		"| bytes that wait for a peer | 16 MiB |":                                    "maxQueued = 16 << 20 ",
+		"| of these, if a run of the same stream is there | 512 KiB |":               "maxBulk = 1 << 19 ",
+		"| silence of a node | 4 heartbeats |":                                       "unheard = 4 ",
+		"| contacting a lost node | 1000 heartbeats |":                               "triesLost = 1000 ",
+		"| nodes contacted that do not answer | 1000 |":                              "maxStrangers = 1000 ",
+		"| members named in an announcement | 1000, and an eighth of `MaxMessage` |": "maxNamed = 1000 ",
+		"| services of one node | 10,000, and three quarters of `MaxMessage` |":      "maxServices = 10_000 ",
+		"| pauses between a consumer's Subscribes | 8 heartbeats, a third of":        "min(8, int(peerTimeout/heartbeat)/3)",
+		"| `Close`, for peers that do not read | 3 heartbeats |":                     "time.AfterFunc(r.heartbeats(silence), func() { fail(ErrClosed) })",
 		// The path of one element, and where to begin to read.
 		"SinkRef.elements: the buffer":                      "elements chan E ",
 		"up to 128 elements, as one message":                "maxRun = 128 ",
@@ -4222,22 +4222,34 @@ func TestClientReachesEveryNodeAtOnce(t *testing.T) {
 	})
 }
 
-// What can never be announced is said.
-func TestTooLargeToAnnounce(t *testing.T) {
+// A node with more services than fit into an announcement is listed with as many as
+// do, always the same, and says that there are more. A client's are listed nowhere,
+// and cost it nothing.
+func TestMoreServicesThanFit(t *testing.T) {
+	key := func(n int) casty.ServiceKey[double] {
+		return casty.NewServiceKey[double](fmt.Sprintf("%020d%s", n, strings.Repeat("k", 210)))
+	}
 	simulated(t, func(t *testing.T, n *memNetwork) {
 		var log syncBuffer
 		n.MaxMessage, n.logger = 4<<10, log.logger(slog.LevelWarn)
-		n.node(t, "node")
-		client := n.client(t.Context(), t, "client", "node:1")
-		actor := spawn(t, client, "doubler", doubler)
-		for n := range 20 {
-			key := casty.NewServiceKey[double](strings.Repeat("k", 230) + fmt.Sprint(n))
-			noError(t, casty.Register(client, key, actor))
+		a, b := n.node(t, "a"), n.node(t, "b", "a:1")
+		client := n.client(t.Context(), t, "client", "a:1")
+		time.Sleep(2 * time.Second) // all know each other
+		for _, system := range []*casty.System{a, client} {
+			actor := spawn(t, system, "doubler", doubler)
+			for n := range 20 {
+				noError(t, casty.Register(system, key(n), actor))
+			}
 		}
-		synctest.Wait()
-		if len(log.lines("casty: announce", "MaxMessage")) == 0 {
-			t.Error(log.String())
+		for range 10 {
+			time.Sleep(time.Second)
+			wantEqual(t, casty.Members(b), []string{"a:1", "b:1"})
+			wantEqual(t, casty.Members(client), []string{"a:1", "b:1"})
+			for n := range 20 {
+				wantEqual(t, len(casty.Lookup(b, key(n)).Instances), map[bool]int{true: 1}[n < 10], "instances of", n)
+			}
 		}
+		log.says(t, "services of this node")
 	})
 }
 

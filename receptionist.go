@@ -45,7 +45,7 @@ const (
 	triesLost    = 1000   // heartbeats at which a lost node is contacted
 	maxStrangers = 1000   // at any time: one more takes the place of another
 	maxNamed     = 1000   // members in an announcement: if there are more, each announcement names others
-	maxServices  = 10_000 // of one node: more are not listed
+	maxServices  = 10_000 // of one node, if a message has room for them: more are not listed
 	maxPending   = 1000   // announcements that wait for the receptionist: more are lost, and said again
 )
 
@@ -407,20 +407,42 @@ func (r *receptionist) run() {
 	}
 }
 
-// ours is what this process announces.
-func (r *receptionist) ours() (a announcement) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	a.From = r.self.in.host
-	for o := range r.own {
-		a.Services = append(a.Services, service{o.key, o.actor.URI()})
+// ours is what this process announces: always the same services, and members in the
+// random order of a map, as many as fit into a message. Nobody lists a client's services.
+func (r *receptionist) ours() announcement {
+	var services []service
+	var members []string
+	s := r.self.in
+	if dialable(s.host) {
+		r.mu.Lock()
+		for o := range r.own {
+			services = append(services, service{o.key, o.actor.URI()})
+		}
+		r.mu.Unlock()
 	}
-	for host := range r.others { // in the random order of a map
-		if dialable(host) && len(a.Members) < maxNamed {
-			a.Members = append(a.Members, host)
+	slices.SortFunc(services, func(a, b service) int { return strings.Compare(a.Key+a.URI, b.Key+b.URI) })
+	for host := range r.others {
+		if dialable(host) {
+			members = append(members, host)
 		}
 	}
-	return a
+	listed := fitting(services, maxServices, s.config.MaxMessage*3/4, func(s service) int { return len(s.Key) + len(s.URI) })
+	if len(listed) < len(services) {
+		r.tooMany("services of this node", len(listed))
+	}
+	named := fitting(members, maxNamed, s.config.MaxMessage/8, func(host string) int { return len(host) })
+	return announcement{s.host, listed, named}
+}
+
+// fitting returns the first of all: a limited number of them, whose size, with what gob
+// adds to each, is limited, too.
+func fitting[T any](all []T, most, room int, size func(T) int) []T {
+	for i, one := range all {
+		if room -= size(one) + 10; room < 0 || i == most {
+			return all[:i]
+		}
+	}
+	return all
 }
 
 // announce tells whoever has been heard from, and some besides.
@@ -448,17 +470,13 @@ func (r *receptionist) contacts() (hosts []string) {
 	return hosts
 }
 
-// tell tells other receptionists. To lose it does no harm. Only what is larger than
-// MaxMessage never arrives.
+// tell tells other receptionists. To lose it does no harm.
 func (r *receptionist) tell(msg receptionistMsg, hosts []string) {
 	s := r.self.in
 	for _, host := range hosts {
-		if host == s.host {
-			continue // a node may be among its own seeds
-		}
-		ref := ActorRef[receptionistMsg]{Address{System: s.config.Name, Host: host, Name: receptionistName}}
-		if err := ref.tell(r.self, msg); errors.Is(err, ErrUnsendable) {
-			s.warn("announce", "casty: announce", "to", host, "reason", err)
+		if host != s.host { // a node may be among its own seeds
+			ref := ActorRef[receptionistMsg]{Address{System: s.config.Name, Host: host, Name: receptionistName}}
+			ref.tell(r.self, msg)
 		}
 	}
 }
