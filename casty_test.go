@@ -2939,6 +2939,55 @@ func TestStreamSurvivesRandomFaults(t *testing.T) {
 	}
 }
 
+// Whatever the network does, an Ask does not wait for ever. CASTY_ASKS says how many
+// seeds to try, besides one that has failed.
+func TestAsksEndWhateverHappens(t *testing.T) {
+	for _, seed := range append(upTo(fromEnv(t, "CASTY_ASKS", 20)), 116) {
+		inBubble(t, func(t *testing.T) {
+			random, n := rand.New(rand.NewPCG(uint64(seed), 7)), newMemNetwork(uint64(seed))
+			n.Latency = pick(random, 0, 0, 10*time.Millisecond, 200*time.Millisecond)
+			left, right := n.node(t, "left"), (*casty.System)(nil)
+			if random.IntN(2) == 0 {
+				right = n.node(t, "right", "left:1")
+			} else {
+				right = n.client(t.Context(), t, "right", "left:1")
+			}
+			there, back := spawn(t, right, "doubler", doubler), spawn(t, left, "doubler", doubler)
+			calm := make(chan bool)
+			var asking sync.WaitGroup
+			ask := func(from *casty.System, to casty.ActorRef[double]) {
+				for open := true; open; {
+					start := time.Now()
+					_, err := askDouble(within(t, 10*time.Minute), from, to, 1)
+					if errors.Is(err, context.DeadlineExceeded) {
+						t.Errorf("seed %d: %v asked at %v, in vain", seed, from.Address(), start)
+						return
+					}
+					select {
+					case <-calm:
+						open = false
+					case <-time.After(50 * time.Millisecond):
+					}
+				}
+			}
+			for range 3 {
+				asking.Go(func() { ask(left, there) })
+				asking.Go(func() { ask(right, back) })
+			}
+			for range 5 {
+				time.Sleep(atMost(random, 8*time.Second))
+				var heal func()
+				n.locked(func() { heal = n.strike(random) })
+				time.Sleep(atMost(random, 3*time.Second))
+				n.locked(heal)
+			}
+			time.Sleep(20 * time.Second)
+			close(calm)
+			asking.Wait()
+		})
+	}
+}
+
 // Seeds that have failed, and why. The first are of scenarios before worsen.
 func TestSeedsThatHaveFailed(t *testing.T) {
 	for _, c := range []struct {
