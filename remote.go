@@ -207,8 +207,8 @@ func (r *remote) route(host string) (*route, error) {
 	case r.dials() >= maxDials && !slices.Contains(r.system.config.Seeds, host):
 		return nil, fmt.Errorf("%w: too many others are being dialled", ErrUnreachable)
 	}
-	l := &link{remote: r}
-	r.running.Go(func() { l.dial(host) })
+	l := newLink(r, host)
+	r.running.Go(l.dial)
 	return r.newRoute(host, l), nil
 }
 
@@ -434,21 +434,36 @@ func (o *outbox) relearn() {
 
 // ---- A connection.
 
-// A link is one connection, from before it is dialled until it is lost. Its reader
-// alone writes the fields that remote.mu guards, and may read them without.
+// A link is one connection, from before it is dialled until it is lost.
 type link struct {
-	remote *remote
-	// peer is who may be using the connection: what we have dialled, then what the peer
-	// calls itself. While it is empty there is no connection or, if the peer has
-	// dialled, no hello.
-	peer string
-	open bool // the peer has shown that it has our hello
+	remote  *remote
+	dialled string        // the host that we dial; empty: the peer has dialled us
+	opened  chan struct{} // poked when the link opens
+
+	// Guarded by remote.mu. The goroutine of dial, talk and read alone writes them, and
+	// may read them without the lock.
+	peer string // what the peer calls itself; empty: it has not said hello
+	open bool   // the peer has shown that it has our hello
 }
 
-func (l *link) know(peer string, open bool) {
+func newLink(r *remote, dialled string) *link {
+	return &link{remote: r, dialled: dialled, opened: make(chan struct{}, 1)}
+}
+
+func (l *link) know(peer string) {
 	l.remote.mu.Lock()
 	defer l.remote.mu.Unlock()
-	l.peer, l.open = peer, open
+	l.peer = peer
+}
+
+// begin opens a link. From now on the peer says once per heartbeat that it is there.
+func (l *link) begin(raw *steady) {
+	raw.reads = l.remote.heartbeats(silence)
+	l.remote.mu.Lock()
+	l.open = true
+	l.remote.mu.Unlock()
+	l.claim() // before anything is read that may be answered: an answer that finds no route has the peer dialled
+	poke(l.opened)
 }
 
 // accept owns the listener. Only Close ends it.
@@ -460,21 +475,19 @@ func (r *remote) accept() {
 			r.pause()
 			continue
 		}
-		from, _, _ := net.SplitHostPort(conn.RemoteAddr().String()) // without the port, so that all warnings about a host are of one kind
-		l := &link{remote: r}
-		r.running.Go(func() { l.end(l.talk(conn, from)) })
+		l := newLink(r, "")
+		r.running.Go(func() { l.end(l.talk(conn)) })
 	}
 }
 
 // dial has the whole life of a link that we dial.
-func (l *link) dial(host string) {
+func (l *link) dial() {
 	r := l.remote
 	ctx, cancel := context.WithTimeout(r.closing, r.heartbeats(patience))
-	conn, err := r.system.config.Dial(ctx, host)
+	conn, err := r.system.config.Dial(ctx, l.dialled)
 	cancel()
 	if err == nil {
-		l.know(host, false)
-		err = l.talk(conn, host)
+		err = l.talk(conn)
 	}
 	r.pause() // as long as the route is there, nobody dials the host again
 	l.end(err)
@@ -484,61 +497,52 @@ func (l *link) dial(host string) {
 // short to be noticed.
 func (r *remote) pause() { time.Sleep(r.heartbeats(1) / 64) }
 
-// talk owns a connection: it shakes hands, then reads and writes until either
-// fails, and says why. with is for the log: who has been dialled, or has dialled.
-func (l *link) talk(conn net.Conn, with string) error {
+// talk owns a connection: it shakes hands, then reads and writes until either fails,
+// and says why. Whatever is to end the connection calls fail, which closes it, and so
+// ends the reading and the writing. The first reason counts.
+func (l *link) talk(conn net.Conn) error {
 	r := l.remote
 	ctx, fail := context.WithCancelCause(context.Background())
 	defer conn.Close()
-	defer context.AfterFunc(ctx, func() { conn.Close() })() // what ends the writing ends the reading, and the reverse; the last () is for when talk returns
+	context.AfterFunc(ctx, func() { conn.Close() })
 	raw := &steady{Conn: conn, reads: r.heartbeats(patience), writes: r.heartbeats(silence)}
 	secured := l.secure(raw)
-	theirs, err := l.handshake(secured, fail)
-	if err != nil {
+	if err := l.handshake(secured, fail); err != nil {
 		fail(err)
-		err = context.Cause(ctx) // the first reason counts
+		err = context.Cause(ctx)
+		from, _, _ := net.SplitHostPort(conn.RemoteAddr().String()) // without the port, so that all warnings about a host are of one kind
+		with := cmp.Or(l.dialled, from)
 		r.system.warn("handshake with "+with, "casty: no handshake", "with", with, "reason", plainly(err))
 		return err
-	}
-	dialled := l.peer                    // by us; empty, if the peer has dialled
-	host := cmp.Or(dialled, theirs.Host) // whose route the link is for: we may have dialled the peer by another name
-	l.know(theirs.Host, false)
-	opened := make(chan struct{}, 1)
-	open := func() {
-		raw.reads = r.heartbeats(silence)
-		l.know(theirs.Host, true)
-		l.claim(host) // before anything is read that may be answered, or the answer might have the peer dialled
-		poke(opened)
-	}
-	if dialled != "" { // the peer has answered our hello
-		open()
 	}
 	defer context.AfterFunc(r.closing, func() { // what is left is sent, but not for ever
 		time.AfterFunc(r.heartbeats(silence), func() { fail(ErrClosed) })
 	})()
+	if l.dialled != "" { // the peer has answered our hello
+		l.begin(raw)
+	}
 	var writing sync.WaitGroup
-	writing.Go(func() { fail(l.write(ctx, secured, host, opened)) })
-	fail(l.read(secured, open))
-	writing.Wait() // or it might claim a route that nobody ends
+	writing.Go(func() { fail(l.write(ctx, secured)) })
+	fail(l.read(secured, raw))
+	writing.Wait() // end follows, and must find every route that the writer has claimed
 	return context.Cause(ctx)
 }
 
 // handshake introduces both sides to each other, the dialler first, so that the
 // other can say why it refuses. It has a limit as a whole, and fails when close
 // begins, which does not wait for those who may never answer.
-func (l *link) handshake(conn net.Conn, fail func(error)) (theirs hello, err error) {
+func (l *link) handshake(conn net.Conn, fail func(error)) error {
 	r := l.remote
 	defer time.AfterFunc(r.heartbeats(patience), func() { fail(os.ErrDeadlineExceeded) }).Stop()
 	defer context.AfterFunc(r.closing, func() { fail(ErrClosed) })()
-	if l.peer == "" { // the peer has dialled; or dial would have set it
-		theirs, err = r.meet(conn)
-		greeted := r.greet(conn, err) // also to say why not
-		return theirs, cmp.Or(err, greeted)
+	if l.dialled == "" {
+		err := l.meet(conn)
+		return cmp.Or(err, r.greet(conn, err)) // also to say why not
 	}
-	if err = r.greet(conn, nil); err == nil {
-		theirs, err = r.meet(conn)
+	if err := r.greet(conn, nil); err != nil {
+		return err
 	}
-	return theirs, err
+	return l.meet(conn)
 }
 
 // errRefused means that the peer and we will never talk, as things are.
@@ -561,49 +565,53 @@ func (r *remote) greet(conn net.Conn, refusal error) error {
 	return err
 }
 
-// meet reads the peer's hello, and says whether we talk to it.
-func (r *remote) meet(conn net.Conn) (theirs hello, err error) {
+// meet reads the peer's hello, notes who the peer is, and says whether we talk to it.
+func (l *link) meet(conn net.Conn) error {
+	var theirs hello
 	body, _, err := readFrame(conn, nil, maxHello)
 	if err == nil {
-		_, err = measure(body)
+		_, err = measure(body) // gob would allocate whatever a hello claims to hold
 	}
 	if err == nil {
 		err = gob.NewDecoder(bytes.NewReader(body)).Decode(&theirs)
 	}
-	switch {
+	switch cfg := l.remote.system.config; {
 	case errors.Is(err, errRefused): // because one end speaks TLS
-		return theirs, err
+		return err
 	case err != nil:
-		return theirs, fmt.Errorf("no hello: %w", err)
-	}
-	switch cfg := r.system.config; {
+		return fmt.Errorf("no hello: %w", err)
 	case theirs.Refused != "":
-		return theirs, fmt.Errorf("%w: the peer says: %s", errRefused, theirs.Refused)
+		return fmt.Errorf("%w: the peer says: %s", errRefused, theirs.Refused)
 	case theirs.Version != protocolVersion:
-		return theirs, fmt.Errorf("%w: protocol version %d is not %d", errRefused, theirs.Version, protocolVersion)
+		return fmt.Errorf("%w: protocol version %d is not %d", errRefused, theirs.Version, protocolVersion)
 	case theirs.System != cfg.Name:
-		return theirs, fmt.Errorf("%w: system %q is not %q", errRefused, theirs.System, cfg.Name)
+		return fmt.Errorf("%w: system %q is not %q", errRefused, theirs.System, cfg.Name)
 	case theirs.Heartbeat != cfg.Heartbeat:
-		return theirs, fmt.Errorf("%w: a heartbeat of %v is not %v", errRefused, theirs.Heartbeat, cfg.Heartbeat)
+		return fmt.Errorf("%w: a heartbeat of %v is not %v", errRefused, theirs.Heartbeat, cfg.Heartbeat)
 	case theirs.MaxMessage != cfg.MaxMessage:
-		return theirs, fmt.Errorf("%w: a MaxMessage of %d is not %d", errRefused, theirs.MaxMessage, cfg.MaxMessage)
+		return fmt.Errorf("%w: a MaxMessage of %d is not %d", errRefused, theirs.MaxMessage, cfg.MaxMessage)
 	}
-	if err := checkHost(theirs.Host); err != nil || r.system.config.TLS == nil {
-		return theirs, err
+	err = checkHost(theirs.Host)
+	if secured, ok := conn.(*tls.Conn); ok && err == nil {
+		err = certified(secured.ConnectionState(), theirs.Host)
 	}
-	return theirs, certified(conn.(*tls.Conn).ConnectionState(), theirs.Host)
+	if err == nil {
+		l.know(theirs.Host)
+	}
+	return err
 }
 
-// claim makes this link the one that carries the route to a host, unless another
-// open link does, and returns what to write from. It is called when the link opens,
-// and with each heartbeat.
-func (l *link) claim(host string) *route {
+// claim makes this link the one that carries the route to its host, and returns the
+// route. If the link is not open yet, or another open link carries the route, there is
+// nothing to write but heartbeats, and claim returns an empty one.
+func (l *link) claim() *route {
 	r := l.remote
+	host := cmp.Or(l.dialled, l.peer) // we may have dialled the peer by another name than its own
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	switch way := r.routes[host]; {
 	case !l.open, way != nil && way.link != l && way.link.open:
-		return &route{outbox: &outbox{}} // always empty: the link writes heartbeats only
+		return &route{outbox: &outbox{}}
 	case way == nil: // we have nothing to say yet, or the link that carried it is lost
 		return r.newRoute(host, l)
 	default: // ours already, or messages have gathered for a link that is still being dialled
@@ -627,21 +635,22 @@ func (r *remote) askAgain(way *route) {
 }
 
 // write owns the sending side, until it fails or the peer has hung up.
-func (l *link) write(ctx context.Context, conn net.Conn, host string, opened <-chan struct{}) error {
-	way := l.claim(host)
+func (l *link) write(ctx context.Context, conn net.Conn) error {
+	way := l.claim()
 	heartbeat := time.NewTicker(l.remote.heartbeats(1))
 	defer heartbeat.Stop()
 	var out bytes.Buffer
 	for {
 		last := "" // a frame without a body, to be written behind the messages
 		select {
-		case <-way.outbox.wake: // never, if the outbox is always empty
-		case <-opened:
-			way = l.claim(host)
+		case <-way.outbox.wake: // never, if the route is an empty one
+		case <-l.opened:
+			way = l.claim()
 		case <-heartbeat.C:
-			way = l.claim(host)
+			way = l.claim()
 			l.remote.askAgain(way)
-			last, out = stillHere, bytes.Buffer{} // the memory that a burst needed is let go
+			last = stillHere
+			out = bytes.Buffer{} // the memory that a burst needed is let go
 		case <-l.remote.closing.Done():
 			last = hangUp
 		case <-ctx.Done():
@@ -662,7 +671,7 @@ func (l *link) write(ctx context.Context, conn net.Conn, host string, opened <-c
 }
 
 // read owns the receiving side, and never waits for an actor.
-func (l *link) read(conn net.Conn, open func()) error {
+func (l *link) read(conn net.Conn, raw *steady) error {
 	limit := maxTypes + l.remote.system.config.MaxMessage
 	in := bufio.NewReaderSize(conn, readAhead)
 	dec := newDecoder()
@@ -672,8 +681,8 @@ func (l *link) read(conn net.Conn, open func()) error {
 		if err != nil {
 			return err
 		}
-		if !l.open { // the peer has dialled, and has our hello
-			open()
+		if !l.open { // the peer has dialled, and this shows that it has our hello
+			l.begin(raw)
 		}
 		if fresh {
 			dec = newDecoder()
@@ -831,14 +840,14 @@ func (m undecodable) concerns(w *watch) error {
 }
 
 // reached are the routes whose questions and messages the peer may have answered on
-// this link: the one that it carries, and all others to the same peer. For there are
-// two links if both have dialled, and each process chooses where it writes; and a
-// peer may have another name, localhost:1 for 127.0.0.1:1.
+// this link: the one that it carries and, once the peer has said hello, all others to
+// the same peer. For there are two links if both have dialled, and each process chooses
+// where it writes; and we may have dialled the peer by another name, too.
 func (l *link) reached() (ways []*route) {
 	l.remote.mu.Lock()
 	defer l.remote.mu.Unlock()
 	for host, way := range l.remote.routes {
-		if way.link == l || host == l.peer || way.link.open && way.link.peer == l.peer {
+		if way.link == l || l.peer != "" && (host == l.peer || way.link.peer == l.peer) {
 			ways = append(ways, way)
 		}
 	}
@@ -870,13 +879,13 @@ func (r *remote) fire(ways []*route, why func(*watch) error) {
 func (l *link) end(err error) {
 	r, s := l.remote, l.remote.system
 	err = fmt.Errorf("%w: %w", ErrUnreachable, plainly(err))
-	to, letters := l.peer, 0
+	to, letters := cmp.Or(l.peer, l.dialled), 0
 	ways := l.reached()
 	r.mu.Lock()
 	for host, way := range r.routes {
 		if way.link == l { // one at most
 			delete(r.routes, host)
-			to, letters = cmp.Or(to, host), way.outbox.discard(err)
+			letters = way.outbox.discard(err)
 		}
 	}
 	r.mu.Unlock()
@@ -911,12 +920,12 @@ func (l *link) secure(conn net.Conn) net.Conn {
 	switch {
 	case cfg == nil:
 		return conn
-	case l.peer == "": // the peer has dialled
+	case l.dialled == "":
 		cfg.ClientAuth = tls.RequireAndVerifyClientCert
 		cfg.ClientCAs = cmp.Or(cfg.ClientCAs, cfg.RootCAs)
 		return tls.Server(conn, cfg)
 	case cfg.ServerName == "":
-		cfg.ServerName, _, _ = net.SplitHostPort(l.peer)
+		cfg.ServerName, _, _ = net.SplitHostPort(l.dialled)
 	}
 	return tls.Client(conn, cfg)
 }
