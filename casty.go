@@ -36,19 +36,19 @@
 //
 // A message of a user's is sent once, and may be lost. What the package itself
 // says follows one rule, in streams, watches and discovery: whoever may not have
-// been heard says it again, once per heartbeat, and everything said means the
-// same whenever it arrives, however often. So whatever a connection loses does
-// them no harm.
+// been heard says so again, at one of the next heartbeats, and everything said
+// means the same whenever it arrives, however often. So whatever a connection
+// loses does them no harm.
 //
 // # Terms
 //
-//   - dead letter: a message told with [ActorRef.Tell], or of an [Ask] that has not
-//     failed at once, that no actor has read, because it could not be sent or
-//     decoded, found no mailbox or a full one, or was still in the mailbox when
-//     the actor stopped. Dead letters are counted. The messages of streams are not
-//     among them, because they are said again (but for one that cannot be decoded,
-//     since nobody can tell what it was), nor is a message that was being written
-//     when its connection was lost, since nobody can tell whether it has arrived.
+//   - dead letter: a message of a user's that no actor has read: it could not be
+//     sent or decoded, found no mailbox or a full one, or was still in the mailbox
+//     when the actor stopped. Dead letters are counted, but for a message that was
+//     being written when its connection was lost, since nobody can tell whether it
+//     has arrived, and for a question of [Ask], if Ask fails at once. The messages
+//     of streams are none, because they are said again; only one that cannot be
+//     decoded counts, since nobody can tell what it was.
 //   - position: a place in a stream, counted from its first element, which is
 //     at 0. A position means the same element for ever, to everybody.
 //   - demand: a position. A consumer allows its producer to send every element
@@ -178,9 +178,9 @@ func (self *Actor[M]) where() Address  { return self.address }
 //
 // A name is 1 to 255 bytes of UTF-8 without a slash, @, # or control character,
 // and no other actor of the system has it. "receptionist" is reserved. Spawn
-// fails if the name is not such a name, if the system is closed (ErrClosed), or
-// if gob cannot carry M: a channel, a function, or a struct with fields of which
-// none is exported.
+// fails if the name is not such a name, if the system is closed (ErrClosed), if
+// gob knows another type by M's name, or if gob cannot carry M: a channel, a
+// function, or a struct with fields of which none is exported.
 //
 // If M is not an interface, its messages can come over the network without
 // further ado; for an interface, say gob.Register for each of its types, as with
@@ -224,10 +224,10 @@ func live[M any](self *Actor[M], b Behavior[M]) {
 	b(self)
 }
 
-// resize gives an actor another mailbox, before its behaviour has read from it. A
-// stream knows how many messages it can have waiting, and Spawn does not.
+// resize gives an actor another mailbox. A stream knows how many messages it can have
+// waiting, and Spawn does not; so its behaviour calls this before anything else.
 func (self *Actor[M]) resize(messages int) {
-	self.in.mu.Lock() // whoever adds a message holds it for reading, see deliver
+	self.in.mu.Lock() // deliver, which adds messages meanwhile, holds it for reading
 	defer self.in.mu.Unlock()
 	resized := make(chan M, max(messages, len(self.mailbox)))
 	for len(self.mailbox) > 0 {
@@ -247,7 +247,7 @@ func (self *Actor[M]) bury(reason error) {
 	for w := range self.watches {
 		w.fire(reason)
 	}
-	for len(self.mailbox) > 0 { // deliver adds none any more; what a watch may still add is of no use
+	for len(self.mailbox) > 0 { // deliver adds none any more, and what a stream's watch may still add is of no use
 		s.deadLetter(self.address, <-self.mailbox, reason)
 	}
 	s.running.Done() // after the rest, since Close waits for it
@@ -413,11 +413,14 @@ func Stop[M any](in Place, ref ActorRef[M]) {
 // come up to four heartbeats after a connection was lost, three for its other end
 // to notice and one to spare. If ctx has ended before, Ask asks nothing.
 //
-// Give ctx an end, because nobody tells Ask of some losses: of a reply that cannot be
-// sent or decoded; of a question that finds a full mailbox in another process, or is
-// left in one there by an actor whose successor has its name, if the ref stands for
-// whoever has it; and of a reply to a process that has come back within three
-// heartbeats, at the same address, by a peer who has not noticed.
+// Give ctx an end, because Ask is not told everything:
+//
+//   - a reply cannot be sent or decoded;
+//   - the actor is in another process, and its mailbox is full;
+//   - the actor is in another process, stops without a reply, and another one takes
+//     its name at once; and the ref, which has no incarnation, stands for either;
+//   - this process has come back, within three heartbeats and at the same address,
+//     and the actor's process replies on the old connection.
 func Ask[M, R any](ctx context.Context, from Place, to ActorRef[M], ask func(replyTo ActorRef[R]) M) (reply R, err error) {
 	defer doing(&err, "ask %v", to)
 	if ctx.Err() != nil {
@@ -452,8 +455,8 @@ func Ask[M, R any](ctx context.Context, from Place, to ActorRef[M], ask func(rep
 
 // The errors of this package. The log of dead letters gives them as reasons, too.
 // They come wrapped: test for them with [errors.Is]. "Streams" are the loop over a
-// source, and Put, Complete and Fail. If it is ctx that ends one of these three, its
-// error also says, and wraps, what has become of the consumer.
+// source, and Put, Complete and Fail. If ctx ends Put, Complete or Fail, the error
+// also wraps what has become of the consumer, if that is why they had to wait.
 var (
 	// ErrStopped, from Watch, Ask, Register and streams: there is no such actor,
 	// or no longer. Look up its successor.
@@ -472,7 +475,8 @@ var (
 	// no use. The loop over a source ends with an error that has its text, and is
 	// another one.
 	ErrUnsendable = errors.New("cannot be sent")
-	// ErrClosed, from whatever needs a system: it is closed.
+	// ErrClosed, from Spawn, Ask, GetSink, GetSource and WaitForMembers: the system
+	// is closed.
 	ErrClosed = errors.New("system closed")
 	// ErrNotLocal, from GetSink, GetSource and Register: what was asked for
 	// works in the actor's own process only.
@@ -489,7 +493,7 @@ func doing(err *error, format string, what ...any) {
 	}
 }
 
-// brief is the text of an error for a peer: a message of it is always small enough.
+// brief is the text of an error for a peer: 1 KiB at most, which any MaxMessage admits.
 func brief(err error) string {
 	text := err.Error()
 	return strings.ToValidUTF8(text[:min(len(text), 1024)], "")
@@ -635,7 +639,7 @@ func (s *System) deliver(from, to Address, msg any) error {
 type watch struct {
 	target Address
 	takes  string
-	asks   bool // it is Ask's, whose reply is said only once: after a connection is lost it may fire later, too, since the reply may be lost
+	asks   bool // it is Ask's, whose reply is said only once, and may be lost unnoticed: see end in remote.go
 	fire   func(error)
 }
 
@@ -671,7 +675,7 @@ func (s *System) watchUntil(ctx context.Context, w *watch) {
 		}
 	}
 	s.watch(w)
-	context.AfterFunc(ctx, func() { s.forget(w) })
+	context.AfterFunc(ctx, func() { s.forget(w) }) // after watch, or it might forget what is kept later
 }
 
 func (s *System) watchHere(w *watch) error {
@@ -810,7 +814,7 @@ func ParseAddress(uri string) (a Address, err error) {
 		return a, errors.New("not of the form casty://system@host:port/name")
 	}
 	if err := cmp.Or(checkName("system", system), checkHost(host), checkName("actor", name),
-		checkName("incarnation", cmp.Or(incarnation, "any"))); err != nil {
+		checkName("incarnation", cmp.Or(incarnation, "none"))); err != nil { // which may be missing
 		return a, err
 	}
 	return Address{system, host, name, incarnation}, nil
@@ -857,10 +861,9 @@ type Config struct {
 	// that listens. Port 0 picks a free one. StartNode alone uses it, and has
 	// "127.0.0.1:0" as its default.
 	Address string
-	// Listener, if set, accepts a node's connections, and an empty Address is the
-	// listener's own. Without a Listener, StartNode listens on Address. So set both
-	// to listen elsewhere than peers dial. Once StartNode has succeeded, Close
-	// closes the Listener.
+	// Listener, if set, accepts a node's connections. Then peers dial Address or, if
+	// that is empty, the listener's own address. Without a Listener, StartNode
+	// listens on Address. Once StartNode has succeeded, Close closes the Listener.
 	Listener net.Listener
 	// Seeds are addresses of nodes to contact first. They need not be up yet.
 	Seeds []string
@@ -888,10 +891,10 @@ type Config struct {
 	// streams have mailboxes of their own. Default 512.
 	Mailbox int
 	// MaxMessage bounds a message on the network, in bytes: from 4 KiB to 1 GiB.
-	// Peers with another limit are refused. Default 1 MiB: gob recurses on the
-	// stack while it decodes, half a kilobyte for each byte of a message in the
-	// worst case, which makes 512 MiB, and a process does not survive a stack of
-	// 1 GB. A larger limit is for clusters in which no peer means harm.
+	// Peers with another limit are refused. Default 1 MiB, because gob recurses
+	// while it decodes: in the worst case a message of 1 MiB takes 512 MiB of stack,
+	// and Go ends a process at 1 GB. A larger limit is for clusters in which no peer
+	// means harm.
 	MaxMessage int
 }
 

@@ -12,13 +12,13 @@ import (
 
 // Connect starts a system that reaches a cluster from outside: it dials and
 // is never dialled, so it can run wherever the nodes can be reached from. It is
-// listed nowhere, yet its own actors get messages like any others: nodes answer on
+// listed nowhere else, yet its own actors get messages like any others: nodes answer on
 // the connections that it has opened.
 //
 // Connect blocks until a node has answered with what it knows of the cluster.
 // Until then it keeps trying all of Seeds. It fails when ctx ends, after ten
 // heartbeats if ctx has no deadline, or at once when every seed has refused
-// it; the error says what became of each seed. ctx bounds the connecting
+// it; then the error says what became of each seed. ctx bounds the connecting
 // only: the system lasts until Close, and stays in touch with every node, so
 // that losing the one that answered first does not matter.
 func Connect(ctx context.Context, cfg Config) (_ *System, err error) {

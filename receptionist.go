@@ -8,8 +8,8 @@ package casty
 //	departure{From}                         I leave
 //
 // An announcement goes to every process that has been heard from, whenever my
-// services change and once per heartbeat. Services are always the full set, and a
-// process lists its own alone, so there is nothing to merge, and an announcement
+// services change and once per heartbeat. Services are always the full set, as far as
+// a message has room, and a process lists its own alone, so there is nothing to merge, and an announcement
 // that is lost or repeated does no harm.
 //
 // Hearsay is not membership. The Members of an announcement are only a reason to
@@ -20,8 +20,8 @@ package casty
 //
 //	seeds       at every heartbeat, as long as the process lives
 //	strangers   nodes that others have named, at once and at the next four heartbeats:
-//	            if they live they will be named again. Nodes that were lost, at the
-//	            next thousand heartbeats, which is how they return
+//	            if they live they will be named again
+//	            nodes that were lost, at the next thousand heartbeats: so they return
 //
 // A client, which nobody can dial, is told everything and listed nowhere.
 
@@ -99,7 +99,7 @@ type directory struct {
 	mu      sync.Mutex       // guards what follows
 	own     map[offer]*watch // what this process offers, and the watch on the actor
 	others  map[string]peer  // by host; written by the receptionist alone
-	changed chan struct{}    // closed, and replaced, when something else is in own or others
+	changed chan struct{}    // closed, and replaced, when own or others have changed
 }
 
 // An offer is an actor that is listed under a key.
@@ -165,7 +165,7 @@ func (d *directory) remove(o offer) *watch {
 
 // Register lists an actor of this system under a key, in every process of the
 // cluster, until it stops or is deregistered. Lookup here sees it at once,
-// others within a heartbeat. To register it again changes nothing. The error
+// others within a heartbeat. A client's actors are listed in the client alone. To register it again changes nothing. The error
 // is ErrNotLocal for an actor of another process, ErrStopped for one that has
 // stopped, or ErrWrongType for one that takes other messages; or the name of the
 // key is longer than 255 bytes.
@@ -194,7 +194,7 @@ func Deregister[M any](in Place, key ServiceKey[M], ref ActorRef[M]) {
 }
 
 // Discoverable is a behaviour that registers its actor before anything else. That
-// may be a moment after Spawn has returned: Listings waits for it.
+// may be a moment after Spawn has returned, and then Listings yields again.
 func Discoverable[M any](key ServiceKey[M], behavior Behavior[M]) Behavior[M] {
 	return func(self *Actor[M]) {
 		if err := Register(self, key, self.Ref()); err != nil { // the key is too long
@@ -379,7 +379,7 @@ func join(cfg Config, host string, listener net.Listener) *System {
 // ---- The receptionist.
 
 // A receptionist's fields are owned by its actor's goroutine, but for what the
-// directory guards. Since nobody else writes others, the receptionist reads them
+// directory guards. Since the receptionist alone writes the map others, it reads that
 // without the lock.
 type receptionist struct {
 	self *Actor[receptionistMsg]
@@ -407,8 +407,9 @@ func (r *receptionist) run() {
 	}
 }
 
-// ours is what this process announces: always the same services, and members in the
-// random order of a map, as many as fit into a message. Nobody lists a client's services.
+// ours is what this process announces, as far as a message has room: of the services
+// always the first, of the members others each time, as a map has a random order.
+// Nobody lists a client's services.
 func (r *receptionist) ours() announcement {
 	var services []service
 	var members []string
@@ -434,8 +435,8 @@ func (r *receptionist) ours() announcement {
 	return announcement{s.host, listed, named}
 }
 
-// fitting returns the first of all: a limited number of them, whose size, with what gob
-// adds to each, is limited, too.
+// fitting returns as many of all, from the front, as are allowed and have room, with
+// the bytes that gob adds to each.
 func fitting[T any](all []T, most, room int, size func(T) int) []T {
 	for i, one := range all {
 		if room -= size(one) + 10; room < 0 || i == most {
@@ -451,7 +452,7 @@ func (r *receptionist) announce(besides []string) {
 }
 
 // contacts are the seeds that are not heard from, and the strangers, each of which has
-// one contact less to come. The strangers are in the random order of a map: since only
+// one contact less to come after each call. The strangers are in the random order of a map: since only
 // so many can be dialled at once, each has its turn.
 func (r *receptionist) contacts() (hosts []string) {
 	for _, seed := range r.self.in.config.Seeds {
@@ -499,8 +500,8 @@ func (r *receptionist) receive(msg receptionistMsg) {
 func (r *receptionist) hear(a announcement) {
 	var greet []string
 	left := r.strangers[a.From] // before note deletes it
-	answers := 0 < left && left <= triesNamed
-	if known := r.note(a.From, r.offers(a)); !known && !answers {
+	isAnswer := 0 < left && left <= triesNamed
+	if known := r.note(a.From, r.offers(a)); !known && !isAnswer {
 		greet = append(greet, a.From)
 	}
 	for _, host := range a.Members[:min(len(a.Members), maxNamed)] {
@@ -576,7 +577,7 @@ func (r *receptionist) remember(host string, heartbeats int) {
 	r.strangers[host] = heartbeats
 }
 
-// tooMany logs that there are more than a limit of what peers can make up.
+// tooMany logs, now and then, that a limit is exceeded.
 func (r *receptionist) tooMany(of string, limit int) {
 	r.self.in.warn("too many "+of, "casty: too many", "of", of, "limit", limit)
 }

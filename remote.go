@@ -4,9 +4,9 @@ package casty
 //
 //	Tell  →  outbox  →  writer  ══ connection ══  reader  →  mailbox  →  actor
 //
-// Tell encodes the message and appends it to an outbox, which is full at 16 MiB:
-// Tell does not wait, so the message is a dead letter then, and a stream sends it
-// again when there is room. The writer and the reader are the two goroutines of a
+// Tell encodes the message and appends it to an outbox. It does not wait: if 16 MiB
+// wait already, the message is a dead letter; a stream waits at less, and sends its
+// elements when there is room. The writer and the reader are the two goroutines of a
 // link. The writer takes all that the outbox holds, and waits for the network only.
 // The reader waits for nobody: a message to a full mailbox is a dead letter. Who
 // owns whom:
@@ -18,16 +18,17 @@ package casty
 //	    link            the connection that carries the outbox
 //
 // A connection may lose whatever is written to it, at any time. These rules make
-// that harmless:
+// that harmless to whatever is said again:
 //
-//   - A link is open once the peer has shown that it has our hello: by its own, if we
-//     have dialled; otherwise by its first frame.
+//   - A link is open once the peer has shown that it has our hello: by sending its own,
+//     if we have dialled; otherwise by its first frame.
 //   - An outbox is for a host. Messages gather in it until a link to the host is
 //     open, which carries it from then on, whoever has dialled; with that link it is
 //     lost. If both sides dial at once, there are two links. Each process reads both
 //     and writes to the one that was open first; when that one is lost, the other
-//     carries what is said from its next heartbeat on. So a dial that hangs holds
-//     nothing up, and no stranger gets what is said to a peer whose connection is alive.
+//     carries what is said from its next heartbeat on. So a dial that hangs does not
+//     hold up a peer that has dialled us, and no stranger gets what is said to a peer
+//     whose connection is alive.
 //   - A watch is a question that is asked once per heartbeat. The process that is
 //     asked does not remember who watches its actors, and answers only if the
 //     answer is no, as often as it is asked.
@@ -41,7 +42,7 @@ package casty
 // body of as many bytes as the header says. The header's top bit is a flag:
 //
 //	length n             a message
-//	top bit, length n    the same, for a new decoder
+//	top bit, length n    the same, for a new decoder, see below
 //	length 0             I am still here: once per heartbeat; never answered
 //	top bit, length 0    I have said everything: hang up
 //
@@ -49,13 +50,12 @@ package casty
 //
 //	path of its actor, and a zero byte  |  number of its type  |  the message in gob
 //
-// gob describes what a type consists of only once, in the first message of an
-// encoder that uses it. But it says which type comes next only for a value in an
-// interface, by its name, each time; to write the name and look it up takes longer
-// than all the rest of a small message. So each encoder numbers the types of its
-// messages. The first message of a type has the number 0, and comes in an interface,
-// as named{Number, Message}. From then on the type has that number, and its messages
-// come by themselves.
+// gob describes what a type consists of only once, in the first message of an encoder
+// that uses it. But it tells the other end which of its types to decode only for a value
+// in an interface, by the type's name, each time; to write the name and look it up takes
+// longer than all the rest of a small message. So each encoder numbers the types of its
+// messages. The first message of a type comes in an interface, as named{Number, Message},
+// and with the number 0. From then on the type's messages come by themselves, with Number.
 //
 // So a connection needs one encoder and one decoder that live as long as it does,
 // or are replaced together: that is what the flag says. Lengths keep the two ends
@@ -70,7 +70,7 @@ package casty
 //	path   any message                  a message to the actor with that path
 //	""     watching{Actor, Takes}       is your actor there, and does it take such messages?
 //	""     mistaken{Actor, Takes}       no: it takes these or, if Takes is empty, it is not there
-//	""     undecodable{Actor, Reason}   I cannot decode your message to my actor
+//	""     undecodable{Actor, ...}      I cannot decode your message to my actor
 //
 // # Who can be trusted
 //
@@ -107,11 +107,11 @@ const (
 	maxHello        = 4 << 10  // bytes of a hello
 	maxHead         = 520      // bytes of a message before what gob makes of it: its actor's path, of 511 at most, and the number of its type
 	maxNumber       = 1 << 16  // of a type: more than any program has
-	maxTypes        = 64 << 10 // bytes that describe a message's types; not in MaxMessage, as they depend on what was sent before
+	maxTypes        = 64 << 10 // bytes that a frame may have beyond MaxMessage, for types: whether it describes them depends on what was sent before
 	maxDescribed    = 4 << 20  // bytes that describe types to one decoder, which keeps them
 	maxQueued       = 16 << 20 // bytes that may gather for a host
-	maxBulk         = 1 << 19  // bytes after which a stream waits, see send; twice as much is no faster
-	minShare        = 64 << 10 // bytes that a run may have in any case, see send
+	maxBulk         = 1 << 19  // bytes after which a stream waits, see outbox.send; twice as much is no faster
+	minShare        = 64 << 10 // bytes that a run may have in any case, see outbox.send
 	readAhead       = 4 << 10  // bytes, which each connection has: room for a run of 128 small elements; twice as much is 3% faster at best
 	maxDials        = 128      // under way at once, besides those to seeds: a node can meet a hundred others at once
 	silence         = 3        // heartbeats without a byte, in or out, before a connection is given up
@@ -191,7 +191,7 @@ type route struct {
 	outbox  *outbox
 	link    *link             // guarded by remote.mu, like what follows
 	watches map[*watch]bool   // on actors of the host
-	asked   map[watching]bool // what they ask, and has been asked since the last heartbeat
+	asked   map[watching]bool // the questions that have been sent since the last heartbeat
 }
 
 // route returns the route to a host. If there is none it makes one, and begins to
@@ -304,11 +304,11 @@ func (o *outbox) send(to Address, msg any) error {
 	full, largest := maxQueued, o.limit
 	run, isRun := msg.(bulk)
 	_, again := msg.(repeated)
-	again = again || to.Name == ""
+	again = again || to.Name == "" // what processes say to each other is no user's message
 	switch {
 	case isRun && o.aboard[to]: // so that there is room for the first run of other streams
 		full = maxBulk
-	case again && !isRun: // it is little, and without it nodes would be taken for dead
+	case again && !isRun: // such messages are small, and without them nodes would be taken for dead
 		full = 2 * maxQueued
 	}
 	if isRun && run.count() > 1 { // its share of maxBulk: what is larger fails, and its producer halves it
@@ -355,21 +355,21 @@ func (o *outbox) encode(to Address, msg any, largest int) (err error) {
 		o.enc, o.numbers, flags = gob.NewEncoder(&o.out), map[reflect.Type]uint64{}, freshBit
 	}
 	number := o.numbers[reflect.TypeOf(msg)]            // 0 for the first message of a type
-	head := append(o.out.AvailableBuffer(), 0, 0, 0, 0) // room for the header, which is known last
+	head := append(o.out.AvailableBuffer(), 0, 0, 0, 0) // the header, which is known last
 	head = append(to.appendPath(head), 0)
 	o.out.Write(binary.AppendUvarint(head, number))
-	if err := o.add(msg, number); err != nil {
+	if err := o.encodeValue(number, msg); err != nil {
 		return err
 	}
 	length := o.out.Len() - start - 4
 	size := length
-	if length > largest { // perhaps because of what does not count: what fits must not depend on what came before
+	if size > largest { // perhaps with types, which do not count: what fits must not depend on what was sent before
 		size, err = o.sizeOf(msg)
 	}
 	switch {
 	case err != nil:
 		return err
-	case size > largest: // if it is a share, the stream sends less, and nobody reads this
+	case size > largest: // for a run that is larger than its share nobody reads this: the stream sends less
 		return fmt.Errorf("its %d bytes are more than MaxMessage, %d", size, o.limit)
 	case length > maxTypes+o.limit:
 		return fmt.Errorf("its types take %d bytes to describe, which is more than %d", length-size, maxTypes)
@@ -378,25 +378,30 @@ func (o *outbox) encode(to Address, msg any, largest int) (err error) {
 	return nil
 }
 
-// add encodes a message, and names its type if that has no number yet.
-func (o *outbox) add(message any, number uint64) error {
-	if number > 0 || message == nil { // for nil, gob says that it cannot be sent
-		return o.enc.Encode(message)
+// encodeValue names the type of a message if it has no number yet. The type may be one
+// that gob does not know, since no actor for it need have been spawned here.
+func (o *outbox) encodeValue(number uint64, msg any) error {
+	if number > 0 || msg == nil { // for nil, gob says that it cannot be sent
+		return o.enc.Encode(msg)
 	}
-	t := reflect.TypeOf(message)
+	if err := learn(msg); err != nil {
+		return err
+	}
+	t := reflect.TypeOf(msg)
 	o.numbers[t] = uint64(len(o.numbers) + 1)
-	return cmp.Or(learn(message), o.enc.Encode(named{o.numbers[t], message}))
+	return o.enc.Encode(named{o.numbers[t], msg})
 }
 
-// sizeOf is how many bytes a message takes whose types have been described.
-func (o *outbox) sizeOf(message any) (size int, err error) {
+// sizeOf is how many bytes a message takes without its types. The message has just been
+// encoded with them; to measure it, it is encoded again, and cut off.
+func (o *outbox) sizeOf(msg any) (size int, err error) {
 	end := o.out.Len()
 	defer o.out.Truncate(end)
-	err = o.enc.Encode(message)
+	err = o.enc.Encode(msg)
 	return o.out.Len() - end, err
 }
 
-// take swaps what has gathered for an empty buffer.
+// take swaps what has gathered for out, which is empty and may have room already.
 func (o *outbox) take(out *bytes.Buffer) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -687,7 +692,8 @@ func (l *link) read(conn net.Conn, raw *steady) error {
 		if fresh {
 			dec = newDecoder()
 		}
-		switch body = next; {
+		body = next
+		switch {
 		case len(body) > 0:
 			if err := l.understand(body, dec); err != nil {
 				return err
@@ -733,17 +739,18 @@ func (d *decoder) decode(number uint64, value []byte) (msg any, err error) {
 			d.types[first.Number] = reflect.TypeOf(first.Message)
 		}
 		return first.Message, err
-	case t == nil: // the first message of the type could not be decoded. With no place for the value, gob takes in the types only
-		return nil, cmp.Or(d.gob.DecodeValue(reflect.Value{}), fmt.Errorf("its type, of number %d, has no name", number))
+	case t == nil: // the first message of the type could not be decoded
+		err = d.gob.DecodeValue(reflect.Value{}) // which takes in types, and no value
+		return nil, cmp.Or(err, fmt.Errorf("its type, of number %d, has no name", number))
 	default:
-		msg := reflect.New(t)
-		err = d.gob.DecodeValue(msg)
-		return msg.Elem().Interface(), err
+		decoded := reflect.New(t)
+		err = d.gob.DecodeValue(decoded)
+		return decoded.Elem().Interface(), err
 	}
 }
 
-// understand takes the message out of a frame. Its error costs the connection; a
-// message that cannot be decoded costs itself alone.
+// understand decodes the message in a frame, and hands it on. Its error costs the
+// connection; a message that cannot be decoded costs itself alone.
 func (l *link) understand(body []byte, dec *decoder) error {
 	path, rest, ended := bytes.Cut(body, []byte{0})
 	number, length := binary.Uvarint(rest)
@@ -758,7 +765,7 @@ func (l *link) understand(body []byte, dec *decoder) error {
 	case dec.described > maxDescribed:
 		return fmt.Errorf("the peer describes types in more than %d bytes", maxDescribed)
 	}
-	if dec.path != string(path) {
+	if dec.path != string(path) { // to compare allocates nothing, to convert does
 		dec.path = string(path)
 	}
 	to := l.remote.system.actor(dec.path)
@@ -771,6 +778,7 @@ func (l *link) understand(body []byte, dec *decoder) error {
 	return nil
 }
 
+// receive hands a message to its actor, or acts upon it if it is for the process.
 func (l *link) receive(to Address, msg any) {
 	r, s := l.remote, l.remote.system
 	from := Address{System: s.config.Name, Host: l.peer}
@@ -802,8 +810,8 @@ func (l *link) receive(to Address, msg any) {
 type gossip interface{ from() string }
 
 // reject is about a message that could not be decoded, so that nobody can tell
-// what it was: a dead letter, of which the sender is told. In the log, the answer
-// stands for the message.
+// what it was: a dead letter, of which the sender is told. The log gives the type of the
+// answer, as that of the message is not known.
 func (l *link) reject(to Address, err error, doubtful bool) {
 	s, answer := l.remote.system, undecodable{to.path(), brief(err), doubtful}
 	s.deadLetter(to, answer, fmt.Errorf("%w; it takes %s", err, cmp.Or(s.takes(to), "nothing: no such actor")))
@@ -932,7 +940,7 @@ func (l *link) secure(conn net.Conn) net.Conn {
 
 // certified is nil if a certificate that was verified is valid for a host. It looks
 // at what was verified, since a callback in the configuration may have demanded
-// less. An id is anybody's.
+// less. A random id needs no certificate of its own.
 func certified(state tls.ConnectionState, host string) error {
 	if len(state.VerifiedChains) == 0 {
 		return fmt.Errorf("%w: no certificate was verified", errRefused)
@@ -1021,12 +1029,12 @@ func readFrame(in io.Reader, body []byte, limit int) (_ []byte, fresh bool, err 
 // for gob, which would allocate what it claims to hold.
 func measure(message []byte) (types int, err error) {
 	for rest := message; len(rest) > 0; {
-		size, item, whole := cutUint(rest)
-		if !whole || size > uint64(len(item)) {
+		size, behind, whole := cutUint(rest)
+		if !whole || size > uint64(len(behind)) {
 			return types, errors.New("a message claims more than it holds")
 		}
-		next := item[size:]
-		if number, _, _ := cutUint(item[:size]); number%2 == 1 {
+		item, next := behind[:size], behind[size:]
+		if number, _, _ := cutUint(item); number%2 == 1 {
 			types += len(rest) - len(next)
 		}
 		rest = next

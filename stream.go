@@ -44,8 +44,8 @@ package casty
 //     sends again only when a Subscribe makes it go back;
 //  2. serves one consumer at a time, and heeds nobody else's demand or cancel.
 //     On a Subscribe from the consumer that it serves, or from anyone when it
-//     serves none, it goes back, or on, to what is acknowledged, and says so with
-//     Subscribed. From acknowledges as Received does. Whoever says From past
+//     serves none, it goes on from the first position that is not acknowledged, and
+//     says so with Subscribed. From acknowledges as Received does. Whoever says From past
 //     what the producer has taken from its sink holds elements of another stream,
 //     and is refused;
 //  3. lets a rival, another consumer that subscribes, wait. If the served consumer
@@ -224,12 +224,12 @@ var (
 	ErrIdle = errors.New("idle: no element for too long")
 )
 
-// maxWindow is the largest window, in elements. A producer bounds by it what it
-// keeps for a consumer that acknowledges nothing, however much that demands.
+// maxWindow is the largest window, in elements. It also bounds what a producer keeps
+// for a consumer that acknowledges nothing, however much that demands.
 const maxWindow = 1 << 16
 
-// watchPeer watches the other end of a stream. The watch may fire, so each end
-// keeps it again once per heartbeat.
+// watchPeer watches the other end of a stream. A watch that has fired is not kept any
+// more, so each end keeps it again once per heartbeat.
 func watchPeer[E, M, P any](self *Actor[M], peer ActorRef[P]) *watch {
 	w := &watch{target: peer.address, takes: typeName[P](), fire: func(err error) {
 		self.accept(peerLost[E]{peer.address, err})
@@ -299,7 +299,7 @@ type SourceRef[E any] struct {
 	idle     time.Duration
 
 	// From the consumer to the loop.
-	runs    chan [][]E // has room for one value, which is all that the loop has not taken; closed at the end
+	runs    chan [][]E // holds one value at most: all that the loop has not taken, see add; closed at the end
 	err     error      // why it ended; nil if completed; set before runs is closed
 	closing sync.Once
 
@@ -344,7 +344,7 @@ func GetSource[E any](ctx context.Context, in Place, consumer ActorRef[StreamCon
 // room for another, once the loop asks for the next.
 func (s *SourceRef[E]) All(ctx context.Context) iter.Seq2[E, error] {
 	return func(yield func(E, error) bool) {
-		over := false // next has told the end, and a later loop is to end the same way, not with ErrCancelled
+		over := false // the stream has ended, so that leaving cancels nothing, and a later loop ends the same way
 		defer func() {
 			if !over { // the user leaves, by break, return or panic
 				s.leave()
@@ -365,7 +365,7 @@ func (s *SourceRef[E]) All(ctx context.Context) iter.Seq2[E, error] {
 				runs[i] = nil // so that what has been consumed is not kept
 				for _, element := range run {
 					if ctx.Err() != nil {
-						break // next says why
+						break // as in the other runs; then next says why
 					}
 					if !yield(element, nil) {
 						return
@@ -385,10 +385,10 @@ func (s *SourceRef[E]) next(ctx context.Context) ([][]E, error) {
 	if s.idle > 0 {
 		idle = time.After(s.idle)
 	}
-	switch { // since the select would pick any case that is ready
-	case closed(s.left):
+	if closed(s.left) {
 		return nil, ErrCancelled
-	case ctx.Err() == nil:
+	}
+	if ctx.Err() == nil { // otherwise the select might pick another case
 		select {
 		case runs, open := <-s.runs:
 			if !open {
@@ -424,10 +424,11 @@ func (s *SourceRef[E]) close(err error) {
 	})
 }
 
-// String is what a log of messages shows: nothing that other goroutines change.
+// String is for the log, which shows what is told, and so reads a source while others
+// change it: nothing of that is in the text.
 func (s *SourceRef[E]) String() string { return "source of " + s.producer.String() }
 
-// failed is not a part of All, because a loop that waits would need twice the stack.
+// failed is not a part of All, where it would double the stack of a loop that waits.
 func (s *SourceRef[E]) failed(err error) error {
 	return fmt.Errorf("casty: stream from %v: %w", s.producer, err)
 }
@@ -445,7 +446,7 @@ func StreamConsumer[E any](producer ActorRef[StreamProducerMsg[E]], options ...S
 	}
 	o.window = max(1, min(o.window, maxWindow))
 	return func(self *Actor[StreamConsumerMsg[E]]) {
-		self.resize(o.window + 64) // elements, of which no more come than are demanded, and what else there may be
+		self.resize(o.window + 64) // a window of elements, each in a message of its own, and 64 other messages
 		c := newConsumer(self, producer, o)
 		defer c.source.close(fmt.Errorf("the consumer has %w", ErrStopped))
 		c.run()
@@ -613,7 +614,7 @@ func (c *consumer[E]) answered() { c.waiting, c.lost = time.Time{}, nil }
 // onElements is rule 6: it hands on what is new. What exceeds the demand, from a
 // producer that breaks rule 1, is dropped, and shows as a gap.
 func (c *consumer[E]) onElements(seq uint64, elements []E) {
-	if !c.isNext(seq) {
+	if !c.noGap(seq) {
 		return
 	}
 	run := elements[min(c.received-seq, uint64(len(elements))):] // what it has not taken
@@ -626,11 +627,10 @@ func (c *consumer[E]) onElements(seq uint64, elements []E) {
 	}
 }
 
-// isNext says whether a message that begins at seq is of use: it is if nothing is
-// missing before seq. If something is, isNext asks for it, but once only, since
-// each message that is still under way shows the same gap. Should the answer be
-// lost, onTick asks again.
-func (c *consumer[E]) isNext(seq uint64) bool {
+// noGap says that nothing is missing before seq. If something is, noGap asks for it,
+// but once only, since each message that is still under way shows the same gap.
+// Should the answer be lost, onTick asks again.
+func (c *consumer[E]) noGap(seq uint64) bool {
 	if c.phase == subscribing || c.lastWord != nil {
 		return false
 	}
@@ -643,7 +643,7 @@ func (c *consumer[E]) isNext(seq uint64) bool {
 
 // onEnd takes the end of the stream. The last word acknowledges it: rule 9.
 func (c *consumer[E]) onEnd(seq uint64, err error) {
-	if c.isNext(seq) && seq == c.received {
+	if c.noGap(seq) && seq == c.received { // nothing is missing, and no element is behind the end
 		c.sayLast(StreamDemand[E]{c.self.Ref(), seq + 1, seq + 1}, err)
 	}
 }
@@ -690,8 +690,8 @@ func (c *consumer[E]) onRefused(reason string) {
 
 // onLost gives a producer up that has stopped, or is for other elements. One
 // that is unreachable may come back, and is asked soon. If its process could not
-// decode a message, that was somebody else's of this process: a process with a
-// producer of these elements can decode all that a consumer of them says.
+// decode a message, that was not the consumer's, but another sender's of this process:
+// a process with a producer of these elements can decode all that a consumer says.
 func (c *consumer[E]) onLost(err error) {
 	switch {
 	case errors.Is(err, ErrUnreachable):
@@ -699,7 +699,7 @@ func (c *consumer[E]) onLost(err error) {
 		c.retry.begin(c.received) // so that the next onTick subscribes
 	case errors.Is(err, ErrUnsendable):
 	case errors.Is(err, ErrStopped) && !c.tookNothing():
-		c.quit(fmt.Errorf("%w: the producer has %w", ErrCannotResume, err)) // "has stopped"
+		c.quit(fmt.Errorf("%w: the producer has %w", ErrCannotResume, err)) // it reads "the producer has stopped"
 	default:
 		c.quit(err)
 	}
@@ -731,7 +731,7 @@ type backoff struct {
 	reached uint64 // the position at the last tick
 	waited  int    // ticks since the last Subscribe
 	pause   int    // ticks from one Subscribe to the next
-	longest int    // ticks that a pause may have: no more than a third of PeerTimeout, so that three Subscribes at least go unanswered before the end
+	longest int    // ticks that a pause may have: so few that three Subscribes at least go unanswered before PeerTimeout
 }
 
 // begin makes the next tick due, unless something new has come by then.
@@ -786,7 +786,8 @@ func GetSink[E any](ctx context.Context, in Place, producer ActorRef[StreamProdu
 // the consumer. It fails after Complete or Fail (ErrCompleted), once the
 // consumer has cancelled (ErrCancelled), once an element cannot be sent
 // (ErrUnsendable), and when the producer has stopped (ErrStopped). Nil means
-// that the producer will send the element, not that it has arrived.
+// that the producer will send the element, if the stream does not end before, and
+// not that it has arrived.
 func (s *SinkRef[E]) Put(ctx context.Context, element E) error {
 	s.putting.RLock()
 	defer s.putting.RUnlock()
@@ -839,10 +840,10 @@ func (s *SinkRef[E]) Complete(ctx context.Context) (err error) {
 
 // Fail is Complete with a cause. The loop over the source ends with an error that
 // has the text of the cause, up to 1 KiB of it; [errors.Is] and [errors.As] do not
-// find the cause itself there.
+// find the cause itself there. A nil cause reads "failed".
 func (s *SinkRef[E]) Fail(ctx context.Context, cause error) (err error) {
 	defer doing(&err, "fail %v", s.producer)
-	return s.finish(ctx, fmt.Errorf("%w", cmp.Or(cause, errors.New("failed")))) // wrapped, so that no two are equal
+	return s.finish(ctx, fmt.Errorf("%w", cmp.Or(cause, errors.New("failed")))) // a new error, which finish tells from all others
 }
 
 func (s *SinkRef[E]) finish(ctx context.Context, cause error) error {
@@ -879,13 +880,13 @@ func (s *SinkRef[E]) late(ctx context.Context) error {
 	return context.Cause(ctx)
 }
 
-// String is what a log of messages shows: nothing that other goroutines change.
+// String is for the log, like that of a source.
 func (s *SinkRef[E]) String() string { return "sink of " + s.producer.String() }
 
 // StreamProducer is the behaviour of a stream's sending end. It takes what is
 // put into its sink, which has room for buffer elements that nobody has
 // demanded yet; less than 0 counts as 0. It stops when its consumer has
-// acknowledged everything or has cancelled.
+// acknowledged the end or has cancelled.
 //
 // It never sends an element that was not demanded (rule 1.1 of the Reactive
 // Streams specification), and serves one consumer at a time. When that one has
@@ -929,8 +930,8 @@ func newProducer[E any](self *Actor[StreamProducerMsg[E]], buffer int) *producer
 // acknowledged. It is the same for every consumer.
 type backlog[E any] struct {
 	base uint64 // the position of the first element here
-	// elements are maxWindow at most, since note limits the demand. Those that were in
-	// the sink's buffer come on top when the stream is ended.
+	// elements are maxWindow at most, since the demand is limited. Those that were in the
+	// sink's buffer come on top when the stream is ended.
 	elements []E
 	last     StreamConsumerMsg[E] // the end of the stream; nil: more may come
 }
@@ -1006,7 +1007,7 @@ func (s *subscription[E]) note(m StreamDemand[E]) {
 }
 
 // send tells the consumer what it has demanded and has not been sent. The error
-// says why not all of that.
+// says why some of it could not be told.
 func (s *subscription[E]) send(b *backlog[E]) error {
 	for s.cursor < min(b.end(), s.demand) {
 		if err := s.sendRun(b.elements[s.cursor-b.base:]); err != nil {
@@ -1072,7 +1073,7 @@ func (p *producer[E]) run() {
 		case <-p.self.Done():
 		}
 	}
-	for range len(p.self.mailbox) { // perhaps the end has been acknowledged, and Complete returns nil
+	for range len(p.self.mailbox) { // if the end has been acknowledged meanwhile, Complete is to return nil
 		p.receive(<-p.self.mailbox)
 	}
 }
@@ -1123,7 +1124,7 @@ func (p *producer[E]) send() (room <-chan struct{}) {
 	}
 	var full roomAhead
 	errors.As(err, &full)
-	return full.room // nil, if there is another reason: then the next message or tick has it told
+	return full.room // nil, if there is another reason: then run tries again after the next message or tick
 }
 
 func (p *producer[E]) receive(msg StreamProducerMsg[E]) {
@@ -1204,13 +1205,15 @@ func (p *producer[E]) admit() {
 	m := *p.rival
 	p.rival = nil
 	p.served = &subscription[E]{self: p.self, consumer: m.Consumer, acked: p.backlog.base, length: maxRun}
-	p.onSubscribe(m) // now it is from the served consumer
+	p.served.resume(m.From)
+	p.onWord()
 	p.self.in.forget(p.watch)
 	p.watch = watchPeer[E](p.self, m.Consumer)
 }
 
-// onLost is about the served consumer. If it is unreachable it may come back; if
-// it has stopped, what it did not acknowledge is kept for the next one. If its
+// onLost is about the served consumer. If it is unreachable it may come back; if it
+// has stopped, or is for other elements, what it did not acknowledge is kept for the
+// next one. If its
 // process cannot decode an element, the consumer hears nothing more until it
 // subscribes, and is refused: rule 4.
 func (p *producer[E]) onLost(err error) {
