@@ -96,10 +96,10 @@ type Listing[M any] struct {
 type directory struct {
 	ownChanged chan struct{} // tells the receptionist to announce what is in own
 
-	mu      sync.Mutex       // guards what follows
-	own     map[offer]*watch // what this process offers, and the watch on the actor
-	others  map[string]peer  // by host; written by the receptionist alone
-	changed chan struct{}    // closed, and replaced, when own or others have changed
+	mu      sync.Mutex                   // guards what follows
+	own     map[offer]context.CancelFunc // what this process offers; the function ends the watch on the actor
+	others  map[string]peer              // by host; written by the receptionist alone
+	changed chan struct{}                // closed, and replaced, when own or others have changed
 }
 
 // An offer is an actor that is listed under a key.
@@ -123,7 +123,7 @@ func directoryOf(in Place) *directory {
 	if s.directory == nil {
 		s.directory = &directory{
 			ownChanged: make(chan struct{}, 1),
-			own:        map[offer]*watch{},
+			own:        map[offer]context.CancelFunc{},
 			others:     map[string]peer{},
 			changed:    make(chan struct{}),
 		}
@@ -138,29 +138,27 @@ func (d *directory) change() {
 }
 
 // add lists an actor of this process, and returns false if it is listed already.
-func (d *directory) add(o offer, w *watch) bool {
+func (d *directory) add(o offer, unwatch context.CancelFunc) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.own[o] != nil {
 		return false
 	}
-	d.own[o] = w
+	d.own[o] = unwatch
 	d.change()
 	poke(d.ownChanged)
 	return true
 }
 
-// remove returns the watch, which is of no more use, or nil if there is none.
-func (d *directory) remove(o offer) *watch {
+func (d *directory) remove(o offer) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	w := d.own[o]
-	if w != nil {
+	if unwatch := d.own[o]; unwatch != nil {
+		unwatch()
 		delete(d.own, o)
 		d.change()
 		poke(d.ownChanged)
 	}
-	return w
 }
 
 // Register lists an actor of this system under a key, in every process of the
@@ -181,16 +179,20 @@ func Register[M any](in Place, key ServiceKey[M], ref ActorRef[M]) (err error) {
 	if takes := s.takes(ref.address); takes != typeName[M]() {
 		return mismatch(takes, typeName[M]())
 	}
-	w := &watch{target: ref.address, takes: typeName[M](), fire: func(error) { Deregister(in, key, ref) }}
-	if directoryOf(in).add(offer{key.name, ref.address}, w) {
-		s.watch(w) // second: should the actor have stopped, it fires, and takes the offer back
+	// The watch comes second: should the actor have stopped, it fires, and takes
+	// the offer back.
+	ctx, cancel := context.WithCancel(s.ctx)
+	if directoryOf(in).add(offer{key.name, ref.address}, cancel) {
+		s.watchUntil(ctx, &watch{target: ref.address, takes: typeName[M](), fire: func(error) { Deregister(in, key, ref) }})
+	} else {
+		cancel() // it is watched already
 	}
 	return nil
 }
 
 // Deregister takes a registration back. It does nothing if there is none.
 func Deregister[M any](in Place, key ServiceKey[M], ref ActorRef[M]) {
-	in.system().forget(directoryOf(in).remove(offer{key.name, ref.address}))
+	directoryOf(in).remove(offer{key.name, ref.address})
 }
 
 // Discoverable is a behaviour that registers its actor before anything else. That
