@@ -444,8 +444,10 @@ func Ask[M, R any](ctx context.Context, from Place, to ActorRef[M], ask func(rep
 	case err = <-ended:
 	case <-ctx.Done():
 		err = context.Cause(ctx)
-	case <-self.Done():
-		err = ErrClosed
+	case <-self.Done(): // somebody has stopped the reply's actor, or closes the system
+		if err = ErrStopped; s.ctx.Err() != nil {
+			err = ErrClosed
+		}
 	}
 	if len(self.mailbox) > 0 { // the answer came first
 		return <-self.mailbox, nil

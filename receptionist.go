@@ -423,13 +423,13 @@ func (r *receptionist) ours() announcement {
 		}
 		r.mu.Unlock()
 	}
-	slices.SortFunc(services, func(a, b service) int { return strings.Compare(a.Key+a.URI, b.Key+b.URI) })
+	slices.SortFunc(services, func(a, b service) int { return cmp.Or(strings.Compare(a.Key, b.Key), strings.Compare(a.URI, b.URI)) })
 	for host := range r.others {
 		if dialable(host) {
 			members = append(members, host)
 		}
 	}
-	listed := fitting(services, maxServices, s.config.MaxMessage*3/4, func(s service) int { return len(s.Key) + len(s.URI) })
+	listed := fitting(services, maxServices, s.config.MaxMessage/4*3, func(s service) int { return len(s.Key) + len(s.URI) })
 	if len(listed) < len(services) {
 		r.tooMany("services of this node", len(listed))
 	}

@@ -212,11 +212,11 @@ func (r *remote) route(host string) (*route, error) {
 	return r.newRoute(host, l), nil
 }
 
-// dials counts the routes whose link is not open yet, but for those to seeds. The
-// caller holds r.mu.
+// dials counts the routes whose link is being dialled, and not open yet, but for those
+// to seeds. The caller holds r.mu.
 func (r *remote) dials() (n int) {
 	for host, way := range r.routes {
-		if !way.link.open && !slices.Contains(r.system.config.Seeds, host) {
+		if way.link.dialled != "" && !way.link.open && !slices.Contains(r.system.config.Seeds, host) {
 			n++
 		}
 	}
@@ -455,11 +455,20 @@ func newLink(r *remote, dialled string) *link {
 	return &link{remote: r, dialled: dialled, opened: make(chan struct{}, 1)}
 }
 
+// know notes who the peer is. From now on what is said to it gathers for this link,
+// unless there is another, so that the peer is not dialled meanwhile.
 func (l *link) know(peer string) {
-	l.remote.mu.Lock()
-	defer l.remote.mu.Unlock()
-	l.peer = peer
+	r := l.remote
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if l.peer = peer; r.routes[l.host()] == nil {
+		r.newRoute(l.host(), l)
+	}
 }
+
+// host is whose route the link is for: we may have dialled the peer by another name
+// than its own.
+func (l *link) host() string { return cmp.Or(l.dialled, l.peer) }
 
 // begin opens a link. From now on the peer says once per heartbeat that it is there.
 func (l *link) begin(raw *steady) {
@@ -611,14 +620,13 @@ func (l *link) meet(conn net.Conn) error {
 // nothing to write but heartbeats, and claim returns an empty one.
 func (l *link) claim() *route {
 	r := l.remote
-	host := cmp.Or(l.dialled, l.peer) // we may have dialled the peer by another name than its own
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	switch way := r.routes[host]; {
+	switch way := r.routes[l.host()]; {
 	case !l.open, way != nil && way.link != l && way.link.open:
 		return &route{outbox: &outbox{}}
 	case way == nil: // we have nothing to say yet, or the link that carried it is lost
-		return r.newRoute(host, l)
+		return r.newRoute(l.host(), l)
 	default: // ours already, or messages have gathered for a link that is still being dialled
 		way.link = l
 		return way
@@ -650,10 +658,7 @@ func (l *link) write(ctx context.Context, conn net.Conn) error {
 		select {
 		case <-way.outbox.wake: // never, if the route is an empty one
 		case <-l.opened:
-			way = l.claim()
 		case <-heartbeat.C:
-			way = l.claim()
-			l.remote.askAgain(way)
 			last = stillHere
 			out = bytes.Buffer{} // the memory that a burst needed is let go
 		case <-l.remote.closing.Done():
@@ -662,6 +667,10 @@ func (l *link) write(ctx context.Context, conn net.Conn) error {
 		}
 		if ctx.Err() != nil { // what is not taken can still be counted as lost
 			return ctx.Err()
+		}
+		way = l.claim()
+		if last == stillHere {
+			l.remote.askAgain(way)
 		}
 		way.outbox.take(&out)
 		out.WriteString(last)
