@@ -61,6 +61,10 @@ type (
 	service   struct{ Key, URI string } // an offer, as it crosses the wire
 )
 
+func (s service) compare(t service) int {
+	return cmp.Or(strings.Compare(s.Key, t.Key), strings.Compare(s.URI, t.URI))
+}
+
 func (announcement) receptionistMsg() {}
 func (departure) receptionistMsg()    {}
 
@@ -163,10 +167,10 @@ func (d *directory) remove(o offer) {
 
 // Register lists an actor of this system under a key, in every process of the
 // cluster, until it stops or is deregistered. Lookup here sees it at once,
-// others within a heartbeat. A client's actors are listed in the client alone. To register it again changes nothing. The error
-// is ErrNotLocal for an actor of another process, ErrStopped for one that has
-// stopped, or ErrWrongType for one that takes other messages; or the name of the
-// key is longer than 255 bytes.
+// others within a heartbeat. A client's actors are listed in the client alone.
+// To register an actor again changes nothing. The error is ErrNotLocal for an actor
+// of another process, ErrStopped for one that has stopped, or ErrWrongType for one
+// that takes other messages; or the name of the key is longer than 255 bytes.
 func Register[M any](in Place, key ServiceKey[M], ref ActorRef[M]) (err error) {
 	defer doing(&err, "register %v as %q", ref, key.name)
 	s := in.system()
@@ -423,7 +427,7 @@ func (r *receptionist) ours() announcement {
 		}
 		r.mu.Unlock()
 	}
-	slices.SortFunc(services, func(a, b service) int { return cmp.Or(strings.Compare(a.Key, b.Key), strings.Compare(a.URI, b.URI)) })
+	slices.SortFunc(services, service.compare)
 	for host := range r.others {
 		if dialable(host) {
 			members = append(members, host)
@@ -536,15 +540,12 @@ func (r *receptionist) offers(a announcement) (offers []offer) {
 	if !dialable(a.From) {
 		return nil
 	}
-	for _, s := range a.Services {
+	for _, s := range slices.SortedFunc(slices.Values(a.Services), service.compare) {
 		actor, err := ParseAddress(s.URI)
 		if err == nil && actor.Host == a.From && actor.System == r.self.in.config.Name {
 			offers = append(offers, offer{s.Key, actor})
 		}
 	}
-	slices.SortFunc(offers, func(a, b offer) int {
-		return cmp.Or(strings.Compare(a.key, b.key), compare(a.actor, b.actor))
-	})
 	if len(offers) > maxServices {
 		r.tooMany("services of "+a.From, maxServices)
 		offers = offers[:maxServices]
