@@ -21,7 +21,7 @@ package casty
 // that harmless to whatever is said again:
 //
 //   - A link is open once the peer has shown that it has our hello: by sending its own,
-//     if we have dialled; otherwise by its first frame.
+//     if we have dialled; otherwise by its first frame after its own.
 //   - An outbox is for a host. Messages gather in it until a link to the host is
 //     open, which carries it from then on, whoever has dialled; with that link it is
 //     lost. If both sides dial at once, there are two links. Each process reads both
@@ -51,11 +51,11 @@ package casty
 //	path of its actor, and a zero byte  |  number of its type  |  the message in gob
 //
 // gob describes what a type consists of only once, in the first message of an encoder
-// that uses it. But it tells the other end which of its types to decode only for a value
-// in an interface, by the type's name, each time; to write the name and look it up takes
+// that uses it. But nothing in a message says which Go type it is, unless it comes in an
+// interface, with the type's name; and to write that and look it up, each time, takes
 // longer than all the rest of a small message. So each encoder numbers the types of its
-// messages. The first message of a type comes in an interface, as named{Number, Message},
-// and with the number 0. From then on the type's messages come by themselves, with Number.
+// messages. The first message of a type has 0 for a number, and comes as named{n, message},
+// with an interface. The later ones have the number n, and come by themselves.
 //
 // So a connection needs one encoder and one decoder that live as long as it does,
 // or are replaced together: that is what the flag says. Lengths keep the two ends
@@ -115,7 +115,7 @@ const (
 	readAhead       = 4 << 10  // bytes, which each connection has: room for a run of 128 small elements; twice as much is 3% faster at best
 	maxDials        = 128      // under way at once, besides those to seeds: a node can meet a hundred others at once
 	silence         = 3        // heartbeats without a byte, in or out, before a connection is given up
-	patience        = 10       // heartbeats for the dial, for the handshake, and for the dialler's first frame, since its handshake may end later than ours
+	patience        = 10       // heartbeats for the dial, for the handshake, and for the dialler's first frame after its hello, since its handshake may end later than ours
 
 	freshBit  = 1 << 31            // in a frame's header: for a new decoder
 	stillHere = "\x00\x00\x00\x00" // the two frames without a body
@@ -167,7 +167,7 @@ func newRemote(s *System, listener net.Listener) *remote {
 	return r
 }
 
-// close waits until each link has sent what is left: three heartbeats at most.
+// close waits until each open link has sent what is left: three heartbeats at most.
 func (r *remote) close() error {
 	r.mu.Lock() // so that nobody is about to be dialled
 	r.beginClosing()
@@ -296,8 +296,8 @@ func newOutbox(limit int) *outbox {
 }
 
 // send encodes a message to an actor or, without a name, to the process itself, unless
-// too much has gathered: the sender is told then, and when to try again. The batch
-// that is being written can be as large again, and is not counted.
+// too much has gathered; then the error says when to try again, see roomAhead in
+// stream.go. The batch that is being written can be as large again, and is not counted.
 func (o *outbox) send(to Address, msg any) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -306,12 +306,12 @@ func (o *outbox) send(to Address, msg any) error {
 	_, again := msg.(repeated)
 	again = again || to.Name == "" // what processes say to each other is no user's message
 	switch {
-	case isRun && o.aboard[to]: // so that there is room for the first run of other streams
+	case isRun && o.aboard[to]: // a second run waits, so that there is room for the first of other streams
 		full = maxBulk
 	case again && !isRun: // such messages are small, and without them nodes would be taken for dead
 		full = 2 * maxQueued
 	}
-	if isRun && run.count() > 1 { // its share of maxBulk: what is larger fails, and its producer halves it
+	if isRun && run.count() > 1 { // its share of maxBulk: a larger run fails, and its producer halves it
 		largest = min(largest, max(maxBulk/(1+len(o.aboard)), minShare))
 	}
 	switch {
@@ -363,7 +363,7 @@ func (o *outbox) encode(to Address, msg any, largest int) (err error) {
 	}
 	length := o.out.Len() - start - 4
 	size := length
-	if size > largest { // perhaps with types, which do not count: what fits must not depend on what was sent before
+	if size > largest { // perhaps because of types, which do not count: what fits must not depend on what was sent before
 		size, err = o.sizeOf(msg)
 	}
 	switch {
@@ -455,8 +455,8 @@ func newLink(r *remote, dialled string) *link {
 	return &link{remote: r, dialled: dialled, opened: make(chan struct{}, 1)}
 }
 
-// know notes who the peer is. From now on what is said to it gathers for this link,
-// unless there is another, so that the peer is not dialled meanwhile.
+// know notes who the peer is. From now on what is said to it gathers for this link, so
+// that the peer is not dialled meanwhile, unless its host has a route already.
 func (l *link) know(peer string) {
 	r := l.remote
 	r.mu.Lock()
@@ -470,7 +470,8 @@ func (l *link) know(peer string) {
 // than its own.
 func (l *link) host() string { return cmp.Or(l.dialled, l.peer) }
 
-// begin opens a link. From now on the peer says once per heartbeat that it is there.
+// begin opens a link, which so may carry the route. From now on the peer says once per
+// heartbeat that it is there.
 func (l *link) begin(raw *steady) {
 	raw.reads = l.remote.heartbeats(silence)
 	l.remote.mu.Lock()
@@ -625,7 +626,7 @@ func (l *link) claim() *route {
 	switch way := r.routes[l.host()]; {
 	case !l.open, way != nil && way.link != l && way.link.open:
 		return &route{outbox: &outbox{}}
-	case way == nil: // we have nothing to say yet, or the link that carried it is lost
+	case way == nil: // the other link, which carried it, is lost
 		return r.newRoute(l.host(), l)
 	default: // ours already, or messages have gathered for a link that is still being dialled
 		way.link = l
@@ -749,7 +750,7 @@ func (d *decoder) decode(number uint64, value []byte) (msg any, err error) {
 		}
 		return first.Message, err
 	case t == nil: // the first message of the type could not be decoded
-		err = d.gob.DecodeValue(reflect.Value{}) // which takes in types, and no value
+		err = d.gob.DecodeValue(reflect.Value{}) // which takes in the types, and skips the value
 		return nil, cmp.Or(err, fmt.Errorf("its type, of number %d, has no name", number))
 	default:
 		decoded := reflect.New(t)
@@ -759,7 +760,8 @@ func (d *decoder) decode(number uint64, value []byte) (msg any, err error) {
 }
 
 // understand decodes the message in a frame, and hands it on. Its error costs the
-// connection; a message that cannot be decoded costs itself alone.
+// connection. A message that cannot be decoded does not; it may cost some of its type
+// that follow, see decoder.
 func (l *link) understand(body []byte, dec *decoder) error {
 	path, rest, ended := bytes.Cut(body, []byte{0})
 	number, length := binary.Uvarint(rest)
@@ -787,7 +789,7 @@ func (l *link) understand(body []byte, dec *decoder) error {
 	return nil
 }
 
-// receive hands a message to its actor, or acts upon it if it is for the process.
+// receive acts upon what only processes say, and hands the rest to its actor.
 func (l *link) receive(to Address, msg any) {
 	r, s := l.remote, l.remote.system
 	from := Address{System: s.config.Name, Host: l.peer}
@@ -856,10 +858,10 @@ func (m undecodable) concerns(w *watch) error {
 	return fmt.Errorf("%w: the other end cannot decode it: %s", ErrUnsendable, m.Reason)
 }
 
-// reached are the routes whose questions and messages the peer may have answered on
-// this link: the one that it carries and, once the peer has said hello, all others to
-// the same peer. For there are two links if both have dialled, and each process chooses
-// where it writes; and we may have dialled the peer by another name, too.
+// reached are the routes that an answer on this link may concern, or its loss: the one
+// that it carries and, once the peer has said hello, all others to the same peer. For
+// there are two links if both have dialled, and each process chooses where it writes;
+// and we may have dialled the peer by another name, too.
 func (l *link) reached() (ways []*route) {
 	l.remote.mu.Lock()
 	defer l.remote.mu.Unlock()
