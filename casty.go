@@ -36,7 +36,7 @@
 //
 // A message of a user's is sent once, and may be lost. What the package itself
 // says follows one rule, in streams, watches and discovery: whoever may not have
-// been heard says so again, at one of the next heartbeats, and everything said
+// been heard says it again, at one of the next heartbeats, and everything said
 // means the same whenever it arrives, however often. So whatever a connection
 // loses does them no harm.
 //

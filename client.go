@@ -11,8 +11,8 @@ import (
 )
 
 // Connect starts a system that reaches a cluster from outside: it dials and
-// is never dialled, so it can run wherever the nodes can be reached from. It is
-// listed nowhere else, yet its own actors get messages like any others: nodes answer on
+// is never dialled, so it can run wherever the nodes can be reached from. Others list
+// neither it nor its actors, yet these get messages like any others: nodes answer on
 // the connections that it has opened.
 //
 // Connect blocks until a node has answered with what it knows of the cluster.

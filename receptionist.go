@@ -9,8 +9,8 @@ package casty
 //
 // An announcement goes to every process that has been heard from, whenever my
 // services change and once per heartbeat. Services are always the full set, as far as
-// a message has room, and a process lists its own alone, so there is nothing to merge, and an announcement
-// that is lost or repeated does no harm.
+// a message has room, and a process lists its own alone. So there is nothing to merge,
+// and an announcement that is lost or repeated does no harm.
 //
 // Hearsay is not membership. The Members of an announcement are only a reason to
 // contact nodes: a node becomes a member by being heard from, and is lost when it
@@ -20,8 +20,8 @@ package casty
 //
 //	seeds       at every heartbeat, as long as the process lives
 //	strangers   nodes that others have named, at once and at the next four heartbeats:
-//	            if they live they will be named again
-//	            nodes that were lost, at the next thousand heartbeats: so they return
+//	            if they live they will be named again;
+//	            and nodes that were lost, at the next thousand: so they return
 //
 // A client, which nobody can dial, is told everything and listed nowhere.
 
@@ -458,8 +458,8 @@ func (r *receptionist) announce(besides []string) {
 }
 
 // contacts are the seeds that are not heard from, and the strangers, each of which has
-// one contact less to come after each call. The strangers are in the random order of a map: since only
-// so many can be dialled at once, each has its turn.
+// one contact less to come after each call. The strangers are in the random order of a
+// map: since only so many can be dialled at once, each has its turn.
 func (r *receptionist) contacts() (hosts []string) {
 	for _, seed := range r.self.in.config.Seeds {
 		if _, heard := r.others[seed]; !heard {

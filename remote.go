@@ -628,7 +628,7 @@ func (l *link) claim() *route {
 		return &route{outbox: &outbox{}}
 	case way == nil: // the other link, which carried it, is lost
 		return r.newRoute(l.host(), l)
-	default: // ours already, or messages have gathered for a link that is still being dialled
+	default: // ours already, or messages have gathered for a link that is not open yet
 		way.link = l
 		return way
 	}

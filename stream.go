@@ -627,9 +627,9 @@ func (c *consumer[E]) onElements(seq uint64, elements []E) {
 	}
 }
 
-// noGap says that nothing is missing before seq. If something is, noGap asks for it,
-// but once only, since each message that is still under way shows the same gap.
-// Should the answer be lost, onTick asks again.
+// noGap says that elements are wanted, and that none is missing before seq. If some
+// are, noGap asks for them, but once only, since each message that is still under way
+// shows the same gap. Should the answer be lost, onTick asks again.
 func (c *consumer[E]) noGap(seq uint64) bool {
 	if c.phase == subscribing || c.lastWord != nil {
 		return false
@@ -1052,7 +1052,7 @@ func (p *producer[E]) run() {
 		room := p.send()
 		elements, ending := p.sink.elements, p.sink.ending
 		switch {
-		case p.served == nil || p.backlog.last != nil || p.refusal != nil:
+		case p.served == nil || p.backlog.last != nil || p.refusal != nil: // nobody to take them for, or none to take
 			elements, ending = nil, nil
 		case p.backlog.end() >= p.served.demand:
 			// No demand: a nil channel never fires, the buffer fills, and Put
